@@ -1,0 +1,185 @@
+"""The command line. Hydra composes and launches; torch is imported only once a command is at work."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import sys
+from typing import TYPE_CHECKING, Any
+
+from gancli import __version__
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+COMMANDS = {
+    "train": "train a GAN and leave a run folder with checkpoints, pictures and logs",
+    "sample": "make images with the generator of a run folder",
+}
+USAGE = """gancli {version}: train generative adversarial networks from composed YAML
+
+usage: gancli COMMAND [group=choice …] [key=value …]
+
+commands:
+{commands}
+
+examples:
+  gancli train                                   8x8 digits on the CPU, about a minute
+  gancli train dataset=folder dataset.path=photos dataset.resolution=64
+  gancli sample run=outputs/train/DATE/TIME count=64
+
+`gancli COMMAND --help` lists its groups, settings and more examples; `gancli --version` the version.
+"""
+
+
+def main() -> None:
+    """Entry point of `gancli` and `python -m gancli`; ends the process with the command's exit status."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(argv: list[str]) -> int:
+    """Runs one command line and returns its exit status: 0, 1 failed, 2 bad input, 130 Ctrl-C, 143 SIGTERM."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print(USAGE.format(version=__version__, commands="\n".join(f"  {name:8}{text}" for name, text in COMMANDS.items())))
+        return 0
+    if argv[0] == "--version":
+        print(f"gancli {__version__}")
+        return 0
+    if argv[0] in ("-sc", "--shell-completion"):
+        return _complete(argv)
+    if argv[0] not in COMMANDS:
+        import difflib
+
+        near = difflib.get_close_matches(argv[0], COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(COMMANDS)}"
+        print(f"gancli: error: unknown command {argv[0]!r}; {hint}", file=sys.stderr)
+        return 2
+    return _dispatch(argv[0], argv[1:])
+
+
+def train(cfg: DictConfig) -> None:
+    """What Hydra calls, here or on a cluster's node, for `gancli train`."""
+    _guarded("train", cfg)
+
+
+def sample(cfg: DictConfig) -> None:
+    """What Hydra calls for `gancli sample`."""
+    _guarded("sample", cfg)
+
+
+def _dispatch(command: str, overrides: list[str]) -> int:
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from gancli.errors import UserError
+
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions come to us, who word them
+    try:
+        if command == "train":
+            overrides = _resumed(overrides)
+        _hydra(command, overrides)
+    except UserError as error:
+        return _refuse(str(error))
+    except (HydraException, OmegaConfBaseException) as error:
+        from gancli.hints import explain
+
+        return _refuse(explain(error, command, overrides))
+    except OSError as error:
+        return _refuse(_worded(error))
+    except KeyboardInterrupt:
+        return 130
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 0
+    return 0
+
+
+def _hydra(command: str, overrides: list[str]) -> None:
+    import hydra
+
+    from gancli.config import config_dir
+
+    sys.argv = [f"gancli {command}", *overrides]
+    task = {"train": train, "sample": sample}[command]
+    hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=command)(task)()
+
+
+def _guarded(command: str, cfg: DictConfig) -> None:
+    """The command on resolved settings; its expected endings become an exit status."""
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+
+    from gancli.errors import Diverged, UserError
+
+    logging.captureWarnings(True)
+    settings: Any = OmegaConf.to_container(cfg, resolve=True)
+    try:
+        if command == "train":
+            from pathlib import Path
+
+            from gancli.train import run as train_run
+
+            hydra = HydraConfig.get()
+            stopped = train_run(settings, folder=Path(hydra.runtime.output_dir), overrides=list(hydra.overrides.task))
+            if stopped:
+                sys.exit(128 + stopped)
+        else:
+            from gancli.sample import run as sample_run
+
+            sample_run(settings)
+    except UserError as error:
+        sys.exit(_refuse(str(error)))
+    except Diverged as error:
+        logging.getLogger(__name__).error("diverged: %s", error)
+        sys.exit(1)
+    except OSError as error:
+        sys.exit(_refuse(_worded(error)))
+
+
+def _resumed(overrides: list[str]) -> list[str]:
+    """For `resume=<run folder>`: the settings of that run, then those given now, in that folder."""
+    folders = [text.partition("=")[2] for text in overrides if text.startswith("resume=")]
+    if not folders or folders[-1] in ("auto", "never"):
+        return overrides
+    from pathlib import Path
+
+    from gancli import config, run_folder
+
+    folder = Path(folders[-1].strip("'\"")).expanduser()
+    before = run_folder.overrides_of(folder)
+    trust = [name for text in overrides if text.startswith("trust=") for name in re.findall(r"[\w.]+", text[6:])]
+    config.load_run(folder, trust=trust)
+    given = {text.partition("=")[0].lstrip("+~") for text in overrides}
+    kept = [text for text in before if text.partition("=")[0].lstrip("+~") not in given | {"resume", "trust"}]
+    return [*kept, *overrides, f"hydra.run.dir='{folder}'"]
+
+
+def _complete(argv: list[str]) -> int:
+    """TAB in a shell: the commands come from here, everything after them from Hydra."""
+    line = os.environ.get("COMP_LINE", "")
+    words = line.split()
+    if "query=" in " ".join(argv) and (len(words) < 2 or (len(words) == 2 and not line.endswith(" "))):
+        print(" ".join(COMMANDS))
+        return 0
+    command = words[1] if len(words) > 1 and words[1] in COMMANDS else "train"
+    program = os.path.basename(sys.argv[0])
+    os.environ["COMP_LINE"] = line.replace(f" {command}", "", 1)
+    import hydra
+
+    from gancli.config import config_dir
+
+    sys.argv = [program, *argv]
+    with contextlib.suppress(SystemExit):
+        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=command)(train)()
+    return 0
+
+
+def _worded(error: OSError) -> str:
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error}; nothing that was saved before is lost"
+
+
+def _refuse(text: str) -> int:
+    print(f"gancli: error: {text}", file=sys.stderr)
+    return 2

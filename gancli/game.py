@@ -1,0 +1,87 @@
+"""The two players and the rules between them: what an update rule needs, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from gancli.losses import Loss
+    from gancli.networks.base import Discriminator, Generator
+    from gancli.penalties import Penalty
+    from gancli.priors import Prior
+    from gancli.runtime import Stream
+
+Autocast = Callable[[], AbstractContextManager[Any]]
+
+
+class Scored:
+    """Samples and the logits that the discriminator gave them, in one graph.
+
+    inputs: (B, *shape), a leaf that requires grad. logits: (B,) float32.
+    """
+
+    def __init__(self, inputs: Tensor, logits: Tensor) -> None:
+        self.inputs, self.logits = inputs, logits
+        self._gradient: Tensor | None = None
+
+    @property
+    def has_gradient(self) -> bool:
+        """Whether somebody has paid for `gradient` already."""
+        return self._gradient is not None
+
+    def gradient(self) -> Tensor:
+        """d sum(logits) / d inputs, (B, *shape), differentiable; computed once.
+
+        Where the discriminator scores each sample on its own, row i is d logit_i / d input_i.
+        """
+        if self._gradient is None:
+            (self._gradient,) = torch.autograd.grad(self.logits.sum(), self.inputs, create_graph=True)
+        return self._gradient
+
+
+@dataclass(kw_only=True)
+class Game:
+    """Generator against discriminator, over a loss, penalties on the discriminator, and a prior."""
+
+    generator: Generator
+    discriminator: Discriminator
+    loss: Loss
+    prior: Prior
+    stream: Stream
+    penalties: dict[str, Penalty] = field(default_factory=dict)
+    autocast: Autocast = nullcontext
+
+    def network(self, player: str) -> nn.Module:
+        """The network of "generator" or "discriminator"."""
+        return self.generator if player == "generator" else self.discriminator
+
+    def generate(self, count: int, labels: Tensor | None) -> Tensor:
+        """G(z) for fresh noise: (count, *shape) float32."""
+        noise = self.stream.take(self.prior.sample, count)
+        with self.autocast():
+            return self.generator(noise, labels).float()
+
+    def score(self, samples: Tensor, labels: Tensor | None) -> Scored:
+        """D at `samples` (B, *shape), cut off from whatever made them."""
+        inputs = samples.detach().requires_grad_()
+        with self.autocast():
+            logits = self.discriminator(inputs, labels)
+        return Scored(inputs, logits.float())
+
+
+@contextmanager
+def looking(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no gradients; what was before comes back afterwards."""
+    was_training = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        network.train(was_training)

@@ -1,0 +1,42 @@
+"""Hydra's and OmegaConf's complaints, in a line that names the key, the value and the nearest valid one."""
+
+from __future__ import annotations
+
+import re
+
+from gancli.config import config_dir, leaves, nearest
+
+
+def explain(error: Exception, command: str, overrides: list[str]) -> str:
+    """One clear text for an error in composing `command` with `overrides`."""
+    text = str(error).strip()
+    choice = re.search(r"Could not (?:find|load) '(?P<group>[^']*)/(?P<name>[^'/]*)'", text)
+    if choice:
+        group, name = choice["group"], choice["name"]
+        options = sorted(re.findall(r"^\t(\S+)$", text, flags=re.MULTILINE))
+        return f"{group}={name}: no such choice{nearest(name, options)}; choose from {', '.join(options) or 'none'}"
+    key = re.search(r"Could not (?:override|append to|delete) '?(?P<key>[^'\s]+?)'?[.:]?(?:\s|$)", text)
+    if key:
+        word = key["key"].partition("@")[0] if "/" in key["key"] else key["key"]
+        value = next((o.partition("=")[2] for o in overrides if o.lstrip("+~").startswith(f"{key['key']}=")), None)
+        shown = word if value is None else f"{word}={value}"
+        near = nearest(word, known_keys(command))
+        more = "" if near else f"; `gancli {command} --cfg job` prints every key, and +{shown} adds a new one"
+        return f"{shown}: no such setting or group{near}{more}"
+    lines = [line for line in text.splitlines() if line.strip()]
+    return re.sub(r"\s+", " ", "; ".join(lines[:3])) or type(error).__name__
+
+
+def known_keys(command: str) -> list[str]:
+    """The groups, and the dotted keys of the command's default settings."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import OmegaConf
+
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        settings = OmegaConf.to_container(compose(command), resolve=False)
+    groups = [folder.name for folder in config_dir().iterdir() if folder.is_dir()]
+    keys = [key for key, _ in leaves(settings)]
+    sections = {key.rpartition(".")[0] for key in keys} - {""}
+    return [*groups, *keys, *sections]

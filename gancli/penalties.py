@@ -1,0 +1,98 @@
+"""Penalties on the discriminator, several at once.
+
+Each gets samples *with the logits already computed for them*, so that R1 and R2 cost no second forward
+pass. Notation: grad is the gradient of the logit with respect to the sample, |.| the Euclidean norm.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from gancli.game import Game, Scored
+from gancli.schedules import Schedule, at
+
+
+def squared_norm(gradient: Tensor) -> Tensor:
+    """(B, *shape) -> (B,)"""
+    return gradient.flatten(1).square().sum(1)
+
+
+class Penalty(ABC):
+    """weight: factor in the discriminator's loss, a number or a schedule. interval: computed on every
+    interval-th step only, times `interval`, so that the mean strength stays (lazy regularisation,
+    Karras et al., CVPR 2020, appendix B).
+
+    touches_fake: whether the value depends on the fake samples' own logits or gradients; those that
+    look at real samples or at points of their own set it to False, which keeps the one-stage step cheap.
+    """
+
+    touches_fake: bool = True
+
+    def __init__(self, *, weight: float | Schedule, interval: int = 1) -> None:
+        if not isinstance(weight, Schedule) and weight < 0:
+            raise ValueError(f"weight={weight}: a penalty's weight is 0 or more")
+        if interval < 1:
+            raise ValueError(f"interval={interval}: a number of steps, at least 1")
+        self.weight, self.interval = weight, interval
+
+    def due(self, step: int, progress: float) -> bool:
+        """Whether it takes part in `step`."""
+        return step % self.interval == 0 and at(self.weight, progress) > 0
+
+    def factor(self, progress: float) -> float:
+        """What the mean of the values is multiplied by."""
+        return float(at(self.weight, progress)) * self.interval
+
+    @abstractmethod
+    def __call__(self, real: Scored, fake: Scored, game: Game, labels: Tensor | None) -> Tensor:
+        """One value per sample, (B,)."""
+
+
+class R1(Penalty):
+    """|grad|^2 / 2 at real samples (Mescheder et al., ICML 2018, eq. 9)."""
+
+    touches_fake = False
+
+    def __call__(self, real: Scored, fake: Scored, game: Game, labels: Tensor | None) -> Tensor:
+        return 0.5 * squared_norm(real.gradient())
+
+
+class R2(Penalty):
+    """|grad|^2 / 2 at fake samples (Mescheder et al., ICML 2018, eq. 10)."""
+
+    def __call__(self, real: Scored, fake: Scored, game: Game, labels: Tensor | None) -> Tensor:
+        return 0.5 * squared_norm(fake.gradient())
+
+
+class WGANGP(Penalty):
+    """(|grad| - 1)^2 between pairs of real and fake (Gulrajani et al., NeurIPS 2017, eq. 3)."""
+
+    touches_fake = False
+
+    def __call__(self, real: Scored, fake: Scored, game: Game, labels: Tensor | None) -> Tensor:
+        where = game.stream.take(_uniform(()), len(real.inputs)).view(-1, *[1] * (real.inputs.ndim - 1))
+        between = torch.lerp(fake.inputs.detach(), real.inputs.detach(), where)
+        return _one_centred(game.score(between, labels))
+
+
+class DRAGAN(Penalty):
+    """(|grad| - 1)^2 around real samples: x + u std(x) / 2, u ~ U(0, 1) (Kodali et al., 2017, section 2.3)."""
+
+    touches_fake = False
+
+    def __call__(self, real: Scored, fake: Scored, game: Game, labels: Tensor | None) -> Tensor:
+        inputs = real.inputs.detach()
+        noise = game.stream.take(_uniform(inputs.shape[1:]), len(inputs))
+        return _one_centred(game.score(inputs + 0.5 * inputs.std() * noise, labels))
+
+
+def _uniform(shape: tuple[int, ...]):  # type: ignore[no-untyped-def]
+    return lambda count, rng: torch.rand(count, *shape, generator=rng)
+
+
+def _one_centred(scored: Scored) -> Tensor:
+    # The small number keeps the square root's derivative finite where the gradient is zero.
+    return (squared_norm(scored.gradient()) + 1e-12).sqrt().sub(1.0).square()

@@ -1,0 +1,134 @@
+"""`gancli train`: from settings to a trained run folder, on one page."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from gancli import config, run_folder
+from gancli.config import build
+from gancli.errors import UserError
+from gancli.game import Game
+from gancli.optimizers import ScheduledOptimizer
+from gancli.trainer import PLAYERS, Trainer
+
+log = logging.getLogger(__name__)
+PLAIN = {"seed": int, "conditional": bool, "resume": str, "trust": list[str]}
+
+
+def run(settings: dict[str, Any], *, folder: Path, overrides: list[str]) -> int:
+    """Trains in `folder` by resolved `settings`; returns the signal that ended it early, or 0.
+
+    Raises UserError, Diverged, OSError.
+    """
+    config.check(settings, PLAIN)
+    with run_folder.locked(folder):
+        resuming = run_folder.continues(folder, settings)
+        trainer = assemble(settings, folder=folder)
+        if resuming:
+            resume(trainer, folder)
+        else:
+            run_folder.describe(folder, settings, overrides=overrides)
+        trainer.fit()
+        summarise(trainer, folder)
+        return trainer.stopped_by or 0
+
+
+def assemble(settings: Mapping[str, Any], *, folder: Path) -> Trainer:
+    """Builds every part in the order of the data's flow."""
+    seed = settings["seed"]
+    runtime = build(settings["device"], key="device")
+    runtime.seed(seed)
+    dataset = build(settings["dataset"], key="dataset").to(runtime.device)
+    if settings["conditional"] and not dataset.num_classes:
+        raise UserError("conditional=true: this data set has no labels; use conditional=false, or dataset.labels=true for a folder")
+    prior = build(settings["prior"], key="prior")
+    generator, discriminator = (runtime.place(network) for network in networks(settings, dataset.shape, dataset.num_classes, prior.dim))
+    loss, update = build(settings["loss"], key="loss"), build(settings["update"], key="update")
+    penalties = {name: build(node, key=f"penalty.{name}") for name, node in settings["penalty"].items()}
+    game = Game(
+        generator=generator,
+        discriminator=discriminator,
+        loss=loss,
+        prior=prior,
+        stream=runtime.stream(seed),
+        penalties=penalties,
+        autocast=runtime.autocast,
+    )
+    log.info("device: %s", runtime)
+    log.info("data: %s %s, %s", settings["dataset"]["_target_"].rpartition(".")[2], dataset.shape, _amount(len(dataset)))
+    log.info("parameters: generator %s, discriminator %s", _count(generator), _count(discriminator))
+    return build(  # type: ignore[no-any-return]
+        settings["train"],
+        key="train",
+        game=game,
+        update=update,
+        optimizers={player: optimizer(settings, player, game.network(player)) for player in PLAYERS},
+        ema=build(settings["ema"], generator, key="ema"),
+        dataset=dataset,
+        checkpoints=build(settings["checkpoint"], folder / "checkpoints", key="checkpoint"),
+        monitor=build(settings["log"], folder, key="log", settings=settings),
+        seed=seed,
+    )
+
+
+def networks(settings: Mapping[str, Any], shape: tuple[int, ...], num_classes: int, dim: int) -> tuple[nn.Module, nn.Module]:
+    """Generator and discriminator for data of `shape` and noise of `dim`; labels only where asked for."""
+    known = {"image_shape": shape, "num_classes": num_classes if settings["conditional"] else 0}
+    parts = settings["network"]
+    return (
+        build(parts["generator"], key="network.generator", latent_dim=dim, **known),
+        build(parts["discriminator"], key="network.discriminator", **known),
+    )
+
+
+def optimizer(settings: Mapping[str, Any], player: str, network: nn.Module) -> ScheduledOptimizer:
+    """The player's optimizer; torch's complaints name the key."""
+    key = f"optimizer.{player}"
+    try:
+        return ScheduledOptimizer(config.make(settings["optimizer"][player], key=key), network.parameters())
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{key}: {error}") from error
+
+
+def resume(trainer: Trainer, folder: Path) -> None:
+    """Puts the trainer where the newest readable checkpoint stands; from the start where there is none."""
+    state = trainer.checkpoints.newest()
+    if state is None:
+        log.warning("%s has no readable checkpoint: the run starts anew", folder)
+        return
+    try:
+        trainer.load_state(state)
+    except (RuntimeError, KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{trainer.checkpoints.path(state['images'])} does not fit this run: {error}") from None
+    log.info("resumed after %s images", f"{trainer.images:,}")
+
+
+def summarise(trainer: Trainer, folder: Path) -> None:
+    """Says where everything is and what to type next."""
+    latest = trainer.monitor.latest
+    finished = trainer.stopped_by is None
+    how = "finished" if finished else f"stopped by {trainer.stopped_by.name}"  # type: ignore[union-attr]
+    log.info("%s: %s images in %.0f s", how, f"{trainer.images:,}", trainer.seconds)
+    if "game/value" in latest:
+        log.info("value of the game %.3f (saddle point: -log 4 = -1.386)", latest["game/value"])
+    log.info("run folder    %s", folder)
+    log.info("picture       %s", folder / "samples.png")
+    log.info("checkpoint    %s", trainer.checkpoints.path(trainer.images))
+    log.info("next:")
+    if not finished:
+        log.info("  gancli train resume=%s", folder)
+    log.info("  gancli sample run=%s count=64", folder)
+    log.info("  tensorboard --logdir %s", folder)
+
+
+def _count(network: nn.Module) -> str:
+    return f"{sum(parameter.numel() for parameter in network.parameters()):,}"
+
+
+def _amount(length: int) -> str:
+    return f"{length:,} samples" if length < 2**62 else "drawn afresh at every step"

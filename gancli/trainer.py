@@ -1,0 +1,185 @@
+"""The training loop. It sequences; the maths is in `updates`, the looking in `monitor`."""
+
+from __future__ import annotations
+
+import signal
+import time
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gancli.checkpoint import Checkpoints
+from gancli.datasets.base import Dataset
+from gancli.ema import EMA
+from gancli.errors import Diverged
+from gancli.game import Game
+from gancli.monitor import Monitor
+from gancli.optimizers import ScheduledOptimizer
+from gancli.runtime import random_state, set_random_state
+from gancli.updates import Stage, Update
+
+PLAYERS = ("generator", "discriminator")
+
+
+class Trainer:
+    """Plays `game` until `images` real images were seen or `minutes` have passed, whichever is first.
+
+    images, minutes: either may be None, not both. batch_size: over all processes.
+    """
+
+    def __init__(
+        self,
+        *,
+        game: Game,
+        update: Update,
+        optimizers: dict[str, ScheduledOptimizer],
+        ema: EMA,
+        dataset: Dataset,
+        checkpoints: Checkpoints,
+        monitor: Monitor,
+        seed: int,
+        batch_size: int = 128,
+        images: int | None = None,
+        minutes: float | None = None,
+    ) -> None:
+        if images is None and minutes is None:
+            raise ValueError("images=null, minutes=null: one of them must say when to stop")
+        if images is not None and images < 1:
+            raise ValueError(f"images={images}: at least 1")
+        if minutes is not None and minutes <= 0:
+            raise ValueError(f"minutes={minutes}: a time above 0")
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size}: at least 1")
+        if batch_size > len(dataset):
+            raise ValueError(f"batch_size={batch_size}: larger than the data set of {len(dataset)}; make it smaller")
+        self.game, self.update, self.optimizers, self.ema = game, update, optimizers, ema
+        self.dataset, self.checkpoints, self.monitor = dataset, checkpoints, monitor
+        self.seed, self.batch_size, self.length, self.minutes = seed, batch_size, images, minutes
+        self.step_images = batch_size * update.discriminator_steps
+        self.step = 0
+        self.seconds = 0.0  # of training, over all the sessions of the run
+        self.stopped_by: signal.Signals | None = None
+
+    @property
+    def images(self) -> int:
+        """Real images seen."""
+        return self.step * self.step_images
+
+    @property
+    def progress(self) -> float:
+        """Share of the run that is done, 0 to 1."""
+        by_images = self.images / self.length if self.length else 0.0
+        by_time = self.seconds / (60 * self.minutes) if self.minutes else 0.0
+        return min(max(by_images, by_time), 1.0)
+
+    def fit(self) -> None:
+        """Trains to the end, or to a signal, and leaves a checkpoint of the last step."""
+        handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        saved = -1 if self.step == 0 else self.images
+        self.monitor.begin(self)
+        began = time.monotonic() - self.seconds
+        try:
+            while self.progress < 1.0 and self.stopped_by is None:
+                before = self.images
+                record = self.train_step()
+                self.seconds = time.monotonic() - began
+                self.monitor.watch(self, record)
+                if self.images // self.checkpoints.every > before // self.checkpoints.every:
+                    saved = self.save()
+            if saved != self.images:
+                self.save()
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            self.monitor.end(self)
+
+    def train_step(self) -> dict[str, Tensor | float]:
+        """One step of the game: gradients, guard, update, average. Returns what there is to log."""
+        progress, record = self.progress, dict[str, Any]()
+        for stage in self.update.stages(self.game, self._draw, step=self.step, progress=progress):
+            record |= self._guard(stage)
+            for player in stage.players:
+                self.optimizers[player].step(progress)
+        self.ema.update(self.game.generator, images=self.images, step_images=self.step_images, progress=progress)
+        self.step += 1
+        return record
+
+    def _draw(self, k: int) -> tuple[Tensor, Tensor | None]:
+        stream = self.game.stream
+        samples, labels = self.dataset.batch(
+            self.step * self.update.discriminator_steps + k,
+            size=self.batch_size,
+            seed=self.seed,
+            rank=stream.rank,
+            world_size=stream.world_size,
+        )
+        return samples, labels if self.game.generator.num_classes else None
+
+    def _guard(self, stage: Stage) -> dict[str, Tensor | float]:
+        """Stops before the update where a loss or a gradient is not finite. Waits for the device once."""
+        norms = {player: _norm(self.optimizers[player].parameters) for player in stage.players}
+        named = {f"loss/{player}": value for player, value in stage.losses.items()}
+        named |= {f"penalty/{name}": value for name, value in stage.penalties.items()}
+        named |= {f"grad_norm/{player}": norm for player, norm in norms.items()}
+        numbers = dict(zip(named, torch.stack(list(named.values())).tolist(), strict=True))
+        for name, number in numbers.items():
+            if not abs(number) < float("inf"):
+                raise Diverged(self._advice(name, number))
+        record: dict[str, Tensor | float] = dict(numbers)
+        if stage.real_logits is not None and stage.fake_logits is not None:
+            record |= {"real_logits": stage.real_logits, "fake_logits": stage.fake_logits}
+        return record
+
+    def _advice(self, name: str, number: float) -> str:
+        kind, _, whose = name.partition("/")
+        player = "discriminator" if kind == "penalty" else whose
+        what = {"loss": "loss", "penalty": f"penalty {whose}", "grad_norm": "gradient"}[kind]
+        files = self.checkpoints.files()
+        return (
+            f"the {player}'s {what} became {number} at step {self.step} (after {self.images} images); "
+            "the update was not made.\n"
+            f"  last good checkpoint: {files[-1] if files else 'none yet'}\n"
+            f"  try: a lower optimizer.{player}.lr, a larger penalty weight (penalty.r1.weight), "
+            "another loss, or device.precision=float32"
+        )
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)
+        self.stopped_by = signal.Signals(number)
+
+    def save(self) -> int:
+        """Writes a checkpoint; returns the images it stands for."""
+        self.checkpoints.save(self.state(), images=self.images)
+        return self.images
+
+    def state(self) -> dict[str, Any]:
+        """All that the rest of the run depends on, as tensors and plain values."""
+        return {
+            "step": self.step,
+            "shape": list(self.dataset.shape),
+            "num_classes": self.game.generator.num_classes,
+            "seconds": self.seconds,
+            "generator": self.game.generator.state_dict(),
+            "discriminator": self.game.discriminator.state_dict(),
+            "ema": self.ema.network.state_dict(),
+            "optimizers": {player: self.optimizers[player].optimizer.state_dict() for player in PLAYERS},
+            "random": random_state(self.game.stream),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Goes on exactly where `state` was taken."""
+        self.game.generator.load_state_dict(state["generator"])
+        self.game.discriminator.load_state_dict(state["discriminator"])
+        self.ema.network.load_state_dict(state["ema"])
+        for player in PLAYERS:
+            self.optimizers[player].optimizer.load_state_dict(state["optimizers"][player])
+        set_random_state(state["random"], self.game.stream)
+        self.step, self.seconds = state["step"], state["seconds"]
+
+
+def _norm(parameters: list[Any]) -> Tensor:
+    """Euclidean norm of all the gradients together."""
+    norms = torch._foreach_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    return torch.linalg.vector_norm(torch.stack(norms))

@@ -1,0 +1,167 @@
+"""Update rules: one training step of the game, as gradients. No logging, devices, ranks or optimizers.
+
+A rule yields a `Stage` each time gradients are ready; whoever runs it updates that stage's players
+before it asks for the next stage.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.autograd import backward, grad
+
+from gancli.game import Game, Scored
+
+Draw = Callable[[int], tuple[Tensor, Tensor | None]]  # k -> the step's k-th real batch (B, *shape), labels (B,)
+
+
+@dataclass(kw_only=True)
+class Stage:
+    """Gradients stand in `.grad` of the parameters of `players`. Everything here is detached."""
+
+    players: tuple[str, ...]
+    losses: dict[str, Tensor]  # player -> scalar, without penalties
+    penalties: dict[str, Tensor] = field(default_factory=dict)  # name -> scalar, without its weight
+    real_logits: Tensor | None = None  # (B,)
+    fake_logits: Tensor | None = None  # (B,)
+
+
+class Update(ABC):
+    """discriminator_steps: real batches that one step takes."""
+
+    discriminator_steps: int = 1
+
+    @abstractmethod
+    def stages(self, game: Game, draw: Draw, *, step: int, progress: float) -> Iterator[Stage]:
+        """The stages of step number `step`, at `progress` (0 to 1) of the run."""
+
+
+class Simultaneous(Update):
+    """Both gradients at the same point, w_G and w_D of step t: simultaneous gradient descent, in one stage.
+
+    G runs forward once, D once on real and once on fake, and the generator's gradient comes from the
+    same graph (Shen et al., CVPR 2021, eq. 6 to 9). Where D scores each sample on its own,
+
+        d loss_G / d fake_i = (d loss_G / d logit_i) * (d logit_i / d fake_i),
+
+    and the last factor is known, up to a number per sample, from D's own backward pass; or exactly
+    from R2. Otherwise D is passed through a second time.
+    """
+
+    largest_ratio = 1e12  # past it the gradient to be rescaled may have lost digits to underflow
+
+    def stages(self, game: Game, draw: Draw, *, step: int, progress: float) -> Iterator[Stage]:
+        samples, labels = draw(0)
+        images = game.generate(len(samples), labels)
+        real, fake = game.score(samples, labels), game.score(images, labels)
+        loss_d, by_real, by_fake = _discriminator_loss(game, real.logits, fake.logits)
+        loss_g, wanted = _generator_loss(game, fake.logits, real.logits)
+        values, penalty = _penalties(game, real, fake, labels, step=step, progress=progress)
+        outputs, seeds = _joined((real.logits, by_real), (fake.logits, by_fake), penalty)
+        weights = list(game.discriminator.parameters())
+
+        ratio = _per_sample(wanted / by_fake, images)
+        if game.discriminator.per_sample and fake.has_gradient:
+            to_images = _per_sample(wanted, images) * fake.gradient().detach()
+            backward(outputs, seeds, inputs=weights)
+        elif self._can_rescale(game, values) and bool((ratio.abs() < self.largest_ratio).all()):
+            backward(outputs, seeds, inputs=[*weights, fake.inputs])
+            assert fake.inputs.grad is not None
+            to_images = ratio * fake.inputs.grad
+        else:
+            (to_images,) = grad(fake.logits, fake.inputs, wanted, retain_graph=True)
+            backward(outputs, seeds, inputs=weights)
+        backward(images, to_images, inputs=list(game.generator.parameters()))
+
+        yield Stage(
+            players=("discriminator", "generator"),
+            losses={"discriminator": loss_d, "generator": loss_g},
+            penalties=values,
+            real_logits=real.logits.detach(),
+            fake_logits=fake.logits.detach(),
+        )
+
+    @staticmethod
+    def _can_rescale(game: Game, active: dict[str, Tensor]) -> bool:
+        return game.discriminator.per_sample and not any(game.penalties[name].touches_fake for name in active)
+
+
+class Alternating(Update):
+    """`discriminator_steps` updates of D, then one of G against the D that they made (Goodfellow et al., 2014)."""
+
+    def __init__(self, *, discriminator_steps: int = 1) -> None:
+        if discriminator_steps < 1:
+            raise ValueError(f"discriminator_steps={discriminator_steps}: at least 1")
+        self.discriminator_steps = discriminator_steps
+
+    def stages(self, game: Game, draw: Draw, *, step: int, progress: float) -> Iterator[Stage]:
+        for k in range(self.discriminator_steps):
+            samples, labels = draw(k)
+            with torch.no_grad():
+                images = game.generate(len(samples), labels)
+            real, fake = game.score(samples, labels), game.score(images, labels)
+            loss_d, by_real, by_fake = _discriminator_loss(game, real.logits, fake.logits)
+            count = step * self.discriminator_steps + k
+            values, penalty = _penalties(game, real, fake, labels, step=count, progress=progress)
+            outputs, seeds = _joined((real.logits, by_real), (fake.logits, by_fake), penalty)
+            backward(outputs, seeds, inputs=list(game.discriminator.parameters()))
+            yield Stage(
+                players=("discriminator",),
+                losses={"discriminator": loss_d},
+                penalties=values,
+                real_logits=real.logits.detach(),
+                fake_logits=fake.logits.detach(),
+            )
+
+        images = game.generate(len(samples), labels)
+        fake = game.score(images, labels)
+        with torch.no_grad():
+            real_logits = game.score(samples, labels).logits if game.loss.relativistic else fake.logits
+        loss_g, wanted = _generator_loss(game, fake.logits, real_logits)
+        (to_images,) = grad(fake.logits, fake.inputs, wanted)
+        backward(images, to_images, inputs=list(game.generator.parameters()))
+        yield Stage(players=("generator",), losses={"generator": loss_g})
+
+
+def _discriminator_loss(game: Game, real_logits: Tensor, fake_logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean loss and its gradients with respect to the logits, (B,) each."""
+    real, fake = real_logits.detach().requires_grad_(), fake_logits.detach().requires_grad_()
+    value = game.loss.discriminator(real, fake).mean()
+    by_real, by_fake = grad(value, (real, fake))
+    return value.detach(), by_real, by_fake
+
+
+def _generator_loss(game: Game, fake_logits: Tensor, real_logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean loss and its gradient with respect to the fake logits, (B,)."""
+    fake = fake_logits.detach().requires_grad_()
+    value = game.loss.generator(fake, real_logits.detach()).mean()
+    return value.detach(), grad(value, fake)[0]
+
+
+def _penalties(
+    game: Game, real: Scored, fake: Scored, labels: Tensor | None, *, step: int, progress: float
+) -> tuple[dict[str, Tensor], Tensor | None]:
+    """The mean of each penalty that is due, detached, and their weighted sum or None."""
+    due = {name: penalty for name, penalty in game.penalties.items() if penalty.due(step, progress)}
+    means = {name: penalty(real, fake, game, labels).mean() for name, penalty in due.items()}
+    if not means:
+        return {}, None
+    total = torch.stack([due[name].factor(progress) * mean for name, mean in means.items()]).sum()
+    return {name: mean.detach() for name, mean in means.items()}, total
+
+
+def _joined(
+    real: tuple[Tensor, Tensor], fake: tuple[Tensor, Tensor], penalty: Tensor | None
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Outputs and the gradients with respect to them, for one backward pass through D and the penalties."""
+    pairs = [real, fake] if penalty is None else [real, fake, (penalty, torch.ones_like(penalty))]
+    return [output for output, _ in pairs], [seed for _, seed in pairs]
+
+
+def _per_sample(values: Tensor, like: Tensor) -> Tensor:
+    """(B,) as (B, 1, 1, …), to multiply (B, *shape)."""
+    return values.view(-1, *[1] * (like.ndim - 1))

@@ -14,6 +14,7 @@ def explain(error: Exception, command: str, overrides: list[str]) -> str:
     if choice:
         group, name = choice["group"], choice["name"]
         options = sorted(re.findall(r"^\t(\S+)$", text, flags=re.MULTILINE))
+        options = options or sorted(file.stem for file in (config_dir() / group).glob("*.yaml"))
         return f"{group}={name}: no such choice{nearest(name, options)}; choose from {', '.join(options) or 'none'}"
     key = re.search(r"Could not (?:override|append to|delete) '?(?P<key>[^'\s]+?)'?[.:]?(?:\s|$)", text)
     if key:
@@ -23,6 +24,8 @@ def explain(error: Exception, command: str, overrides: list[str]) -> str:
         near = nearest(word, known_keys(command))
         more = "" if near else f"; `gancli {command} --cfg job` prints every key, and +{shown} adds a new one"
         return f"{shown}: no such setting or group{near}{more}"
+    if "missing EQUAL" in text:
+        return text.splitlines()[0] + "; write settings as key=value"
     lines = [line for line in text.splitlines() if line.strip()]
     return re.sub(r"\s+", " ", "; ".join(lines[:3])) or type(error).__name__
 

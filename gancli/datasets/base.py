@@ -1,0 +1,158 @@
+"""What every data set offers, and the two ways to offer it: stored images, or a law to draw from."""
+
+from __future__ import annotations
+
+import sys
+from abc import ABC, abstractmethod
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from gancli.runtime import seeded
+
+Batch = tuple[Tensor, Tensor | None]
+
+
+class Dataset(ABC):
+    """Real samples, as a pure function of (seed, step).
+
+    shape: (C, H, W) of an image or (dims,) of a point.
+    num_classes: number of classes, 0 where the data is unlabelled.
+    """
+
+    shape: tuple[int, ...]
+    num_classes: int = 0
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of different training samples; `sys.maxsize` where every draw is fresh."""
+
+    @abstractmethod
+    def batch(self, step: int, *, size: int, seed: int, rank: int = 0, world_size: int = 1) -> Batch:
+        """This rank's slice of the global batch of `size` samples at `step`.
+
+        Returns float32 data (size / world_size, *shape), images in [-1, 1], and int64 labels or None.
+        """
+
+    @abstractmethod
+    def holdout(self, count: int) -> Batch:
+        """The first `count` samples (fewer where there are fewer) that training never sees."""
+
+    def density(self, points: Tensor) -> Tensor | None:
+        """Density (N,) of the true law at points (N, dims), or None where it is not known."""
+        return None
+
+    def to(self, device: torch.device) -> Dataset:
+        """Moves what is small enough to live there."""
+        return self
+
+
+@lru_cache(maxsize=4)
+def _order(length: int, seed: int, epoch: int) -> Tensor:
+    return torch.randperm(length, generator=seeded(seed, "order", epoch))
+
+
+def epoch_indices(length: int, start: int, count: int, *, seed: int) -> Tensor:
+    """Entries start .. start + count of the endless row of epochs, each in an order of its own.
+
+    The order of an epoch depends on (seed, epoch) alone. Returns int64 indices (count,).
+    """
+    parts = []
+    while count > 0:
+        epoch, offset = divmod(start, length)
+        take = min(count, length - offset)
+        parts.append(_order(length, seed, epoch)[offset : offset + take])
+        start, count = start + take, count - take
+    return torch.cat(parts)
+
+
+def to_unit(images: Tensor) -> Tensor:
+    """uint8 images 0..255 as float32 in [-1, 1]."""
+    return images.to(torch.float32).div_(127.5).sub_(1.0)
+
+
+class Images(Dataset):
+    """Images kept as one uint8 tensor (N, C, H, W), in memory or memory-mapped.
+
+    flip: mirror each training image left to right with probability one half.
+    """
+
+    resident_bytes = 2**31  # larger sets stay where they are, only their batches travel
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor | None,
+        holdout_images: Tensor,
+        holdout_labels: Tensor | None,
+        *,
+        num_classes: int,
+        flip: bool = False,
+    ) -> None:
+        self.images, self.labels = images, labels
+        self.holdout_images, self.holdout_labels = holdout_images, holdout_labels
+        self.shape = tuple(images.shape[1:])
+        self.num_classes = num_classes
+        self.flip = flip
+        self.device = torch.device("cpu")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batch(self, step: int, *, size: int, seed: int, rank: int = 0, world_size: int = 1) -> Batch:
+        local = size // world_size
+        start = step * size + rank * local
+        index = epoch_indices(len(self), start, local, seed=seed)
+        images, labels = self._gather(self.images, self.labels, index)
+        if self.flip:
+            mirrored = torch.rand(size, generator=seeded(seed, "flip", step)) < 0.5
+            mine = mirrored[rank * local : (rank + 1) * local].to(images.device)
+            images = torch.where(mine[:, None, None, None], images.flip(-1), images)
+        return images, labels
+
+    def holdout(self, count: int) -> Batch:
+        index = torch.arange(min(count, len(self.holdout_images)))
+        return self._gather(self.holdout_images, self.holdout_labels, index)
+
+    def to(self, device: torch.device) -> Images:
+        self.device = device
+        if device.type != "cpu" and self.images.nbytes <= self.resident_bytes:
+            self.images = self.images.to(device)
+        return self
+
+    def _gather(self, images: Tensor, labels: Tensor | None, index: Tensor) -> Batch:
+        chosen = images[index.to(images.device)].to(self.device, non_blocking=True)
+        return to_unit(chosen), None if labels is None else labels[index].to(self.device)
+
+
+class Drawn(Dataset):
+    """A law: every training sample is drawn afresh, from a generator of (seed, step)."""
+
+    def __init__(self) -> None:
+        self.device = torch.device("cpu")
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    @abstractmethod
+    def draw(self, count: int, rng: torch.Generator) -> Batch:
+        """`count` training samples (count, *shape) on the CPU and their labels or None."""
+
+    def draw_holdout(self, count: int, rng: torch.Generator) -> Batch:
+        """The same from what training never sees; a law itself has no other part."""
+        return self.draw(count, rng)
+
+    def batch(self, step: int, *, size: int, seed: int, rank: int = 0, world_size: int = 1) -> Batch:
+        local = size // world_size
+        data, labels = self.draw(size, seeded(seed, "draw", step))
+        mine = slice(rank * local, (rank + 1) * local)
+        return data[mine].to(self.device), None if labels is None else labels[mine].to(self.device)
+
+    def holdout(self, count: int) -> Batch:
+        data, labels = self.draw_holdout(count, seeded(0, "holdout"))
+        return data.to(self.device), None if labels is None else labels.to(self.device)
+
+    def to(self, device: torch.device) -> Drawn:
+        self.device = device
+        return self

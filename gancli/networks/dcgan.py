@@ -1,0 +1,101 @@
+"""Strided convolutions (Radford et al., ICLR 2016), for any size that halves down to 4 .. 7 pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+from gancli.networks.base import Discriminator, Generator
+from gancli.networks.layers import (
+    LabelledNoise,
+    Norm,
+    ProjectionHead,
+    dcgan_,
+    he_,
+    spectral,
+    stages_for,
+    widths_for,
+)
+from gancli.networks.layers import (
+    norm as norm_layer,
+)
+
+_SLOPE = 0.2
+# In place is safe below: convolutions and normalisations keep their inputs for backward, never their
+# outputs, and leaky ReLU can be differentiated, twice too, from its own output.
+
+
+class DCGANGenerator(Generator):
+    """Linear layer to the coarsest map, then a 4x4 transposed convolution of stride 2 per stage; tanh.
+
+    channels: width of the finest hidden map, doubled at each coarser one up to `max_channels`.
+    """
+
+    def __init__(
+        self,
+        *,
+        latent_dim: int,
+        image_shape: Sequence[int],
+        num_classes: int = 0,
+        channels: int = 64,
+        max_channels: int = 512,
+        norm: Norm = "batch",
+    ) -> None:
+        super().__init__(latent_dim=latent_dim, image_shape=image_shape, num_classes=num_classes)
+        stages, (height, width) = stages_for(self.image_shape)
+        widths = widths_for(stages, channels=channels, max_channels=max_channels)[::-1]
+        bias = norm == "none"  # normalisation would take it away again
+        self.noise = LabelledNoise(latent_dim, num_classes)
+        self.linear = nn.Linear(self.noise.features, widths[0] * height * width, bias=bias)
+        self.coarsest = (widths[0], height, width)
+        layers: list[nn.Module] = [norm_layer(norm, widths[0]), nn.ReLU(inplace=True)]
+        for before, after in pairwise(widths):
+            layers += [nn.ConvTranspose2d(before, after, 4, stride=2, padding=1, bias=bias)]
+            layers += [norm_layer(norm, after), nn.ReLU(inplace=True)]
+        output = nn.ConvTranspose2d(widths[-1], self.image_shape[0], 4, stride=2, padding=1)
+        self.stages = nn.Sequential(*layers, output, nn.Tanh())
+        if norm == "none":
+            he_(self, slope=0)
+            he_(output, slope=1)
+        else:
+            dcgan_(self)
+
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        images: Tensor = self.stages(self.linear(self.noise(z, labels)).unflatten(1, self.coarsest))
+        return images
+
+
+class DCGANDiscriminator(Discriminator):
+    """A 4x4 convolution of stride 2 and a leaky ReLU per stage, then a projection head.
+
+    channels, max_channels: as for the generator. norm: in all stages but the first. spectral_norm: keep
+    the largest singular value of every weight at 1.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_shape: Sequence[int],
+        num_classes: int = 0,
+        channels: int = 64,
+        max_channels: int = 512,
+        norm: Norm = "none",
+        spectral_norm: bool = False,
+    ) -> None:
+        super().__init__(image_shape=image_shape, num_classes=num_classes)
+        stages, (height, width) = stages_for(self.image_shape)
+        widths = widths_for(stages, channels=channels, max_channels=max_channels)
+        layers = [nn.Conv2d(self.image_shape[0], widths[0], 4, stride=2, padding=1), nn.LeakyReLU(_SLOPE, inplace=True)]
+        for before, after in pairwise(widths):
+            layers += [nn.Conv2d(before, after, 4, stride=2, padding=1, bias=norm == "none"), norm_layer(norm, after)]
+            layers += [nn.LeakyReLU(_SLOPE, inplace=True)]
+        self.stages = he_(nn.Sequential(*layers), slope=_SLOPE)
+        self.head = ProjectionHead(widths[-1] * height * width, num_classes)
+        if spectral_norm:
+            spectral(self)
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        logits: Tensor = self.head(self.stages(x).flatten(1), labels)
+        return logits

@@ -1,0 +1,144 @@
+"""Parts that several network families share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import sqrt
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+Norm = Literal["batch", "group", "none"]
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def norm(kind: Norm, channels: int) -> nn.Module:
+    """The normalisation layer for maps (B, channels, H, W). Raises ValueError on another kind.
+
+    group: at most 32 groups of at least 4 channels (Wu & He, ECCV 2018); one group for less than 8.
+    """
+    if kind == "batch":
+        return nn.BatchNorm2d(channels)
+    if kind == "group":
+        groups = [count for count in range(1, 33) if channels % count == 0 and channels // count >= 4]
+        return nn.GroupNorm(max(groups, default=1), channels)
+    if kind == "none":
+        return nn.Identity()
+    raise ValueError(f"norm={kind}: one of batch, group, none")
+
+
+def spectral(network: Module) -> Module:
+    """Divides the weight of each convolution, linear layer and embedding by its largest singular value.
+
+    One power iteration per forward pass in training (Miyato et al., ICLR 2018, algorithm 1). To be
+    applied after initialisation, from which the iteration starts.
+    """
+    layers = [m for m in network.modules() if isinstance(m, (nn.Conv2d, nn.Linear, nn.Embedding))]
+    for layer in layers:
+        parametrizations.spectral_norm(layer)
+    return network
+
+
+def he_(network: Module, slope: float) -> Module:
+    """Initialises weights so that the layers keep the scale of what they are given; biases are zero.
+
+    slope: of the leaky ReLU that made a layer's input; 0 for ReLU, 1 for none (He et al., ICCV 2015, eq. 15).
+    """
+    for layer in network.modules():
+        if isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
+            fan_in = layer.weight[0].numel()
+            if isinstance(layer, nn.ConvTranspose2d):  # weight (in, out, k, k), and a pixel sees k / stride of the taps
+                (kernel, _), (stride, _) = layer.kernel_size, layer.stride
+                fan_in = layer.in_channels * kernel**2 // stride**2
+            nn.init.normal_(layer.weight, std=sqrt(2 / (1 + slope**2) / fan_in))
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+    return network
+
+
+def dcgan_(network: Module) -> Module:
+    """N(0, 0.02) weights, N(1, 0.02) gains (Radford et al., ICLR 2016): right where normalisation sets the scale."""
+    for layer in network.modules():
+        if isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
+            nn.init.normal_(layer.weight, std=0.02)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        elif isinstance(layer, (nn.BatchNorm2d, nn.GroupNorm)):
+            nn.init.normal_(layer.weight, mean=1.0, std=0.02)
+    return network
+
+
+class LabelledNoise(nn.Module):
+    """Noise (B, latent_dim), followed by an embedding of the class where there are classes: (B, features).
+
+    The embedding has as many dimensions as the noise and its law, so that neither drowns the other.
+    """
+
+    def __init__(self, latent_dim: int, num_classes: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(num_classes, latent_dim) if num_classes else None
+        self.features = latent_dim * (2 if num_classes else 1)
+
+    def forward(self, z: Tensor, labels: Tensor | None) -> Tensor:
+        return z if self.embedding is None else torch.cat([z, self.embedding(given(labels))], dim=1)
+
+
+class ProjectionHead(nn.Module):
+    """Features h (B, features) to logits (B,): w.h + b, plus embed(y).h where there are classes.
+
+    Miyato & Koyama, ICLR 2018, eq. 4.
+    """
+
+    def __init__(self, features: int, num_classes: int) -> None:
+        super().__init__()
+        self.linear = he_(nn.Linear(features, 1), slope=1)
+        self.embedding = nn.Embedding(num_classes, features) if num_classes else None
+        if self.embedding is not None:
+            nn.init.normal_(self.embedding.weight, std=features**-0.5)  # the scale of the linear part
+
+    def forward(self, h: Tensor, labels: Tensor | None) -> Tensor:
+        logits: Tensor = self.linear(h).squeeze(1)
+        return logits if self.embedding is None else logits + (self.embedding(given(labels)) * h).sum(1)
+
+
+def given(labels: Tensor | None) -> Tensor:
+    """The labels. Raises ValueError where there are none."""
+    if labels is None:
+        raise ValueError("labels=None: this network has classes and needs an int64 label for each sample")
+    return labels
+
+
+def stages_for(image_shape: Sequence[int]) -> tuple[int, tuple[int, int]]:
+    """How many halvings bring the smaller side to 4 .. 7 pixels, and the (height, width) that is left.
+
+    Raises ValueError where the shape is no image, is below 8 pixels, or does not halve evenly.
+    """
+    shape = tuple(image_shape)
+    if len(shape) != 3:
+        raise ValueError(f"image_shape={shape}: convolutions need images (channels, height, width); try network=mlp")
+    _, height, width = shape
+    stages = (min(height, width) // 4).bit_length() - 1
+    if stages < 1:
+        raise ValueError(
+            f"image_shape={shape}: {height}x{width} pixels are too few to halve down to 4; "
+            "set dataset.resolution to 8 or more, or try network=mlp"
+        )
+    unit = 2**stages
+    if height % unit or width % unit:
+        below = min(height, width) // unit * unit
+        raise ValueError(
+            f"image_shape={shape}: {height}x{width} pixels do not halve evenly {stages} times; "
+            f"set dataset.resolution to a size that does, such as {below} or {below + unit}, or try network=mlp"
+        )
+    return stages, (height // unit, width // unit)
+
+
+def widths_for(stages: int, *, channels: int, max_channels: int) -> list[int]:
+    """Channels of each stage from the finest to the coarsest: doubled at each, up to `max_channels`."""
+    if channels < 1:
+        raise ValueError(f"channels={channels}: at least 1")
+    if max_channels < channels:
+        raise ValueError(f"max_channels={max_channels}: must not be below channels={channels}")
+    return [min(channels * 2**stage, max_channels) for stage in range(stages)]

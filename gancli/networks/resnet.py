@@ -1,0 +1,124 @@
+"""Residual networks (Miyato et al., ICLR 2018, appendix B.4), for any size that halves down to 4 .. 7 pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Literal
+
+from torch import Tensor, nn
+
+from gancli.networks.base import Discriminator, Generator
+from gancli.networks.layers import (
+    LabelledNoise,
+    Norm,
+    ProjectionHead,
+    he_,
+    spectral,
+    stages_for,
+    widths_for,
+)
+from gancli.networks.layers import (
+    norm as norm_layer,
+)
+
+
+class ResNetGenerator(Generator):
+    """Linear layer to the coarsest map, then a residual block that doubles the size per stage; tanh.
+
+    channels: width of the finest map, doubled at each coarser one up to `max_channels`.
+    """
+
+    def __init__(
+        self,
+        *,
+        latent_dim: int,
+        image_shape: Sequence[int],
+        num_classes: int = 0,
+        channels: int = 64,
+        max_channels: int = 512,
+        norm: Norm = "batch",
+    ) -> None:
+        super().__init__(latent_dim=latent_dim, image_shape=image_shape, num_classes=num_classes)
+        stages, (height, width) = stages_for(self.image_shape)
+        widths = widths_for(stages, channels=channels, max_channels=max_channels)[::-1]
+        self.noise = LabelledNoise(latent_dim, num_classes)
+        self.linear = he_(nn.Linear(self.noise.features, widths[0] * height * width), slope=1)
+        self.coarsest = (widths[0], height, width)
+        self.blocks = nn.Sequential(*[_Block(a, b, norm=norm, resize="up") for a, b in pairwise([widths[0], *widths])])
+        output = he_(nn.Conv2d(widths[-1], self.image_shape[0], 3, padding=1), slope=1)
+        self.output = nn.Sequential(norm_layer(norm, widths[-1]), nn.ReLU(), output, nn.Tanh())
+
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        coarsest = self.linear(self.noise(z, labels)).unflatten(1, self.coarsest)
+        images: Tensor = self.output(self.blocks(coarsest))
+        return images
+
+
+class ResNetDiscriminator(Discriminator):
+    """A residual block that halves the size per stage and one that keeps it, global sum, projection head.
+
+    channels, max_channels: as for the generator. norm: in all blocks but the first. spectral_norm: keep
+    the largest singular value of every weight at 1.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_shape: Sequence[int],
+        num_classes: int = 0,
+        channels: int = 64,
+        max_channels: int = 512,
+        norm: Norm = "none",
+        spectral_norm: bool = True,
+    ) -> None:
+        super().__init__(image_shape=image_shape, num_classes=num_classes)
+        stages, _ = stages_for(self.image_shape)
+        widths = widths_for(stages, channels=channels, max_channels=max_channels)
+        self.blocks = nn.Sequential(
+            _Block(self.image_shape[0], widths[0], norm="none", resize="down", activate=False),
+            *[_Block(before, after, norm=norm, resize="down") for before, after in pairwise(widths)],
+            _Block(widths[-1], widths[-1], norm=norm, resize="keep"),
+            norm_layer(norm, widths[-1]),
+            nn.ReLU(),
+        )
+        self.head = ProjectionHead(widths[-1], num_classes)
+        if spectral_norm:
+            spectral(self)
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        logits: Tensor = self.head(self.blocks(x).sum((2, 3)), labels)
+        return logits
+
+
+class _Block(nn.Module):
+    """norm, ReLU, 3x3 convolution, norm, ReLU, 3x3 convolution, beside a shortcut.
+
+    activate: False where the input is an image, of which ReLU would lose half.
+    """
+
+    def __init__(
+        self, before: int, after: int, *, norm: Norm, resize: Literal["up", "down", "keep"], activate: bool = True
+    ) -> None:
+        super().__init__()
+        up = nn.Upsample(scale_factor=2) if resize == "up" else nn.Identity()
+        down = nn.AvgPool2d(2) if resize == "down" else nn.Identity()
+        bias = norm == "none"  # normalisation would take it away again
+        self.residual = nn.Sequential(
+            # Not in place: the shortcut reads the same input.
+            *([norm_layer(norm, before), nn.ReLU()] if activate else []),
+            up,
+            he_(nn.Conv2d(before, after, 3, padding=1, bias=bias), slope=0),
+            norm_layer(norm, after),
+            nn.ReLU(inplace=True),
+            he_(nn.Conv2d(after, after, 3, padding=1), slope=0),
+            down,
+        )
+        # A 1x1 convolution commutes with both ways to resize, and is cheapest on the smaller map.
+        same = before == after and resize == "keep"
+        mix = nn.Identity() if same else he_(nn.Conv2d(before, after, 1), slope=1)
+        self.shortcut = nn.Sequential(down, mix, up)
+
+    def forward(self, x: Tensor) -> Tensor:
+        total: Tensor = self.residual(x) + self.shortcut(x)
+        return total

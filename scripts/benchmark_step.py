@@ -1,0 +1,171 @@
+"""Times one training step of three ways to train the same networks, interleaved in one process.
+
+(a) gancli: Trainer.train_step, with data, noise, guard and moving average.
+(b) plain: the two-stage loop of the common tutorials: D's step, then G's step through D, torch defaults.
+(c) bare: the one-stage arithmetic of (a) and nothing around it.
+
+    python scripts/benchmark_step.py                     28x28 grey, batch 128, 64 base channels
+    python scripts/benchmark_step.py --size 64 --image-channels 3 --device cuda --precision bf16
+
+Prints images per second (median over rounds) and the median of the ratios taken within each round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from gancli.checkpoint import Checkpoints
+from gancli.datasets.base import Images
+from gancli.ema import EMA
+from gancli.game import Game
+from gancli.losses import NonSaturating
+from gancli.monitor import Monitor
+from gancli.networks.dcgan import DCGANDiscriminator, DCGANGenerator
+from gancli.optimizers import ScheduledOptimizer
+from gancli.priors import Gaussian
+from gancli.runtime import Runtime
+from gancli.trainer import Trainer
+from gancli.updates import Simultaneous
+
+LR, BETAS = 2e-4, (0.5, 0.999)
+
+
+def ours(pair: tuple[nn.Module, nn.Module], data: Tensor, options: argparse.Namespace) -> Callable[[], object]:
+    runtime = Runtime(kind=options.device, precision=options.precision, channels_last=options.channels_last)
+    generator, discriminator = (runtime.place(network) for network in pair)
+    adam = partial(torch.optim.Adam, lr=LR, betas=BETAS, fused=True)
+    folder = Path(tempfile.mkdtemp())
+    trainer = Trainer(
+        game=Game(
+            generator=generator,
+            discriminator=discriminator,
+            loss=NonSaturating(),
+            prior=Gaussian(dim=options.latent),
+            stream=runtime.stream(0),
+            autocast=runtime.autocast,
+        ),
+        update=Simultaneous(),
+        optimizers={
+            "generator": ScheduledOptimizer(adam, generator.parameters()),
+            "discriminator": ScheduledOptimizer(adam, discriminator.parameters()),
+        },
+        ema=EMA(generator),
+        dataset=Images(data, None, data[:1], None, num_classes=0).to(runtime.device),
+        checkpoints=Checkpoints(folder),
+        monitor=Monitor(folder, settings={}),
+        seed=0,
+        batch_size=options.batch,
+        images=10**9,
+    )
+    return trainer.train_step
+
+
+def plain(pair: tuple[nn.Module, nn.Module], data: Tensor, options: argparse.Namespace) -> Callable[[], object]:
+    device = torch.device(options.device)
+    generator, discriminator = (network.to(device) for network in pair)
+    optimizer_g = torch.optim.Adam(generator.parameters(), lr=LR, betas=BETAS)
+    optimizer_d = torch.optim.Adam(discriminator.parameters(), lr=LR, betas=BETAS)
+    criterion = nn.BCEWithLogitsLoss()
+    batches = data.split(options.batch)
+    images = [batch.to(device).float() / 127.5 - 1 for batch in batches if len(batch) == options.batch]
+    ones, zeros = torch.ones(options.batch, device=device), torch.zeros(options.batch, device=device)
+    count = 0
+
+    def step() -> None:
+        nonlocal count
+        real, count = images[count % len(images)], count + 1
+        optimizer_d.zero_grad()
+        fake = generator(torch.randn(options.batch, options.latent, device=device))
+        loss_d = criterion(discriminator(real), ones) + criterion(discriminator(fake.detach()), zeros)
+        loss_d.backward()
+        optimizer_d.step()
+        optimizer_g.zero_grad()
+        loss_g = criterion(discriminator(fake), ones)
+        loss_g.backward()
+        optimizer_g.step()
+        loss_d.item(), loss_g.item()
+
+    return step
+
+
+def bare(pair: tuple[nn.Module, nn.Module], data: Tensor, options: argparse.Namespace) -> Callable[[], object]:
+    runtime = Runtime(kind=options.device, precision=options.precision, channels_last=options.channels_last)
+    generator, discriminator = (runtime.place(network) for network in pair)
+    weights_g, weights_d = list(generator.parameters()), list(discriminator.parameters())
+    optimizers = [torch.optim.Adam(weights, lr=LR, betas=BETAS, fused=True) for weights in (weights_g, weights_d)]
+    real = data[: options.batch].to(runtime.device).float() / 127.5 - 1
+    noise = torch.randn(options.batch, options.latent, device=runtime.device)
+
+    def step() -> None:
+        with runtime.autocast():
+            fake = generator(noise).float()
+            cut = fake.detach().requires_grad_()
+            real_logits, fake_logits = discriminator(real).float(), discriminator(cut).float()
+        right, fooled = torch.sigmoid(real_logits.detach()), torch.sigmoid(fake_logits.detach())
+        torch.autograd.backward(
+            [real_logits, fake_logits], [(right - 1) / options.batch, fooled / options.batch], inputs=[*weights_d, cut]
+        )
+        fake.backward(cut.grad * ((fooled - 1) / fooled).view(-1, 1, 1, 1))
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, default=28)
+    parser.add_argument("--image-channels", type=int, default=1)
+    parser.add_argument("--channels", type=int, default=64, help="width of the finest hidden map")
+    parser.add_argument("--latent", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--precision", choices=["float32", "tf32", "bf16"], default="float32")
+    parser.add_argument("--channels-last", action=argparse.BooleanOptionalAction, default=True, help="for (a) and (c)")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--steps", type=int, default=5, help="steps of each way in a round")
+    options = parser.parse_args()
+
+    torch.manual_seed(0)
+    shape = (options.image_channels, options.size, options.size)
+    data = torch.randint(0, 256, (50 * options.batch, *shape), dtype=torch.uint8)
+    generator = DCGANGenerator(latent_dim=options.latent, image_shape=shape, channels=options.channels)
+    discriminator = DCGANDiscriminator(image_shape=shape, channels=options.channels)
+    steps = {
+        name: way(copy.deepcopy((generator, discriminator)), data, options)
+        for name, way in {"a": ours, "b": plain, "c": bare}.items()
+    }
+    wait = torch.cuda.synchronize if options.device == "cuda" else lambda: None
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in range(options.rounds + 1):
+        order = list(steps) if turn % 2 else list(steps)[::-1]
+        for name in order:
+            wait()
+            began = time.perf_counter()
+            for _ in range(options.steps):
+                steps[name]()
+            wait()
+            if turn:  # the first round warms up
+                seconds[name].append(time.perf_counter() - began)
+    images = options.batch * options.steps
+    for name, text in {"a": "gancli", "b": "plain two-stage loop", "c": "bare one-stage arithmetic"}.items():
+        print(f"({name}) {text:27} {images / statistics.median(seconds[name]):9,.0f} images/s")
+    for first, second in (("a", "b"), ("a", "c")):
+        ratios = [other / own for own, other in zip(seconds[first], seconds[second], strict=True)]
+        low, high = min(ratios), max(ratios)
+        print(f"({first})/({second}) {statistics.median(ratios):.3f}  [{low:.3f} .. {high:.3f}] over {options.rounds} rounds")
+
+
+if __name__ == "__main__":
+    main()

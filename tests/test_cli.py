@@ -1,0 +1,118 @@
+"""The command line as a shell sees it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import TINY
+
+from gancli import __version__
+from gancli.cli import COMMANDS
+
+
+def shell(*argv, **environment):
+    command = [sys.executable, "-m", "gancli", *argv]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, timeout=120)
+
+
+def test_help_and_version_need_neither_torch_nor_hydra():
+    code = (
+        "import sys; from gancli import cli\n"
+        "for argv in (['--help'], ['--version'], ['trian'], []):\n"
+        "    cli.run(argv)\n"
+        "heavy = {'torch', 'hydra', 'omegaconf', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert all(command in done.stdout for command in COMMANDS) and __version__ in done.stdout
+    assert "did you mean train?" in done.stderr
+
+
+def test_composing_needs_no_torch():
+    code = (
+        "import sys; from gancli import cli\n"
+        "assert cli.run(['train', '--cfg', 'job']) == 0\n"
+        "assert 'torch' not in sys.modules, 'torch'"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_torchvision_is_imported_only_where_it_is_used(tmp_path):
+    code = (
+        "import sys; from gancli import cli\n"
+        f"assert cli.run(['train', *{TINY!r}, 'hydra.run.dir=run']) == 0\n"
+        "assert not {'torchvision', 'sklearn', 'matplotlib'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_exit_statuses_of_the_process():
+    assert shell("--version").stdout == f"gancli {__version__}\n"
+    unknown = shell("smaple")
+    assert unknown.returncode == 2 and "did you mean sample?" in unknown.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command(cli, command):
+    out = cli(command, "--help").out
+    assert f"gancli {command}:" in out
+    assert "device: auto, cpu, cuda" in out
+    assert out.count(f"\n  gancli {command}") >= 3, "three examples"
+    if command == "train":
+        assert "loss: hinge, least_squares, minimax" in out
+
+
+def test_hydra_flags(cli):
+    assert "seed: 7" in cli("train", "seed=7", "--cfg", "job").out
+    assert "Defaults Tree" in cli("train", "--info", "defaults-tree").out
+    assert "lr: 0.1" in cli("train", "optimizer.generator.lr=0.1", "--cfg", "job", "-p", "optimizer").out
+    assert "weight_decay: 0.5" in cli("train", "+optimizer.generator.weight_decay=0.5", "--cfg", "job").out
+
+
+def test_multirun(cli):
+    result = cli("train", "-m", *TINY, "seed=1,2", "hydra.sweep.dir=sweep")
+    assert result.status == 0, result.err
+    assert all((Path("sweep") / job / "samples.png").exists() for job in ("0", "1"))
+
+
+def test_completion_of_commands_groups_and_choices():
+    def complete(line):
+        return shell("-sc", "query=bash", COMP_LINE=line, COMP_POINT=str(len(line))).stdout.split()
+
+    assert complete("gancli tr") == ["train", "sample"]
+    assert "loss=" in complete("gancli train los")
+    assert "loss=hinge" in complete("gancli train loss=h")
+    assert "format=" in complete("gancli sample for")
+
+
+def test_a_loss_of_ones_own_needs_a_class_and_a_yaml(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from gancli.losses import NonSaturating\n\n\n"
+        "class Softer(NonSaturating):\n"
+        "    def __init__(self, *, factor: float):\n"
+        "        self.factor = factor\n\n"
+        "    def generator(self, fake_logits, real_logits):\n"
+        "        return self.factor * super().generator(fake_logits, real_logits)\n"
+    )
+    (tmp_path / "conf" / "loss").mkdir(parents=True)
+    (tmp_path / "conf" / "loss" / "softer.yaml").write_text("_target_: mine.Softer\nfactor: 0.5\n")
+    words = ["train", f"--config-dir={tmp_path}/conf", "loss=softer", *TINY, f"hydra.run.dir={tmp_path}/run"]
+    done = shell(*words, PYTHONPATH=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    refused = shell("sample", f"run={tmp_path}/run", f"out={tmp_path}/a.png", PYTHONPATH=str(tmp_path))
+    assert refused.returncode == 2 and "trust=[package]" in refused.stderr
+    taken = shell("sample", f"run={tmp_path}/run", f"out={tmp_path}/a.png", "trust=[mine]", PYTHONPATH=str(tmp_path))
+    assert taken.returncode == 0, taken.stderr
+
+
+def test_two_processes_do_not_train_in_one_folder(cli, tmp_path):
+    from gancli.run_folder import locked
+
+    with locked(tmp_path / "run"):
+        result = cli("train", *TINY, "hydra.run.dir=run")
+    assert result.status == 2 and "another process" in result.err

@@ -1,0 +1,111 @@
+"""Every YAML there is, found by glob: composed, checked, instantiated, commented."""
+
+import re
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+from gancli import config, train
+from gancli.config import build, config_dir
+
+GROUPS = sorted(p.name for p in config_dir().iterdir() if p.is_dir() and p.name != "hydra")
+FILES = sorted(str(p.relative_to(config_dir())) for p in config_dir().rglob("*.yaml"))
+NEEDED = {  # values that a user must give, and data sets that a test must not download
+    "dataset/folder.yaml": ["dataset.path=nowhere"],
+    "law/table.yaml": ["dataset.law.path=nowhere"],
+}
+
+
+def choices(group):
+    return sorted(p.stem for p in (config_dir() / group).glob("*.yaml"))
+
+
+def composed(*overrides, name="train"):
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        return OmegaConf.to_container(compose(name, list(overrides)), resolve=True)
+
+
+def override_for(file):
+    group, name = file.removesuffix(".yaml").split("/")
+    extra = NEEDED.get(file, [])
+    if group == "law":
+        return ["dataset=law_1d", f"law@dataset.law={name}", "network=mlp", *extra]
+    if group == "schedule":
+        keys = yaml.safe_load((config_dir() / file).read_text())
+        given = [f"optimizer.generator.lr.{key}=1e-4" for key, value in keys.items() if value == "???"]
+        return [f"+schedule@optimizer.generator.lr={name}", *given]
+    if group == "penalty":
+        return [f"penalty=[{name}]"]
+    if group == "optimizer":
+        return [f"optimizer@optimizer.generator={name}"]
+    return [f"{group}={name}", *extra]
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if f.count("/") == 1 and not f.startswith("hydra")])
+def test_every_choice_composes_and_each_key_is_taken_by_the_class_it_is_for(file):
+    config.check(composed(*override_for(file)), train.PLAIN)
+
+
+def test_a_key_that_nothing_reads_is_noticed():
+    settings = composed("+train.colour=3")
+    with pytest.raises(config.UserError, match=r"train\.colour: .* has no such setting"):
+        config.check(settings, train.PLAIN)
+
+
+def test_top_level_keys_are_read():
+    settings = composed()
+    sections = {key for key, value in settings.items() if isinstance(value, dict)}
+    used = re.findall(r'settings\["(\w+)"\]', "".join(open(m.__file__).read() for m in (train, config)))
+    used += re.findall(r'settings\["(\w+)"\]', open(config.__file__.replace("config.py", "run_folder.py")).read())
+    assert sections <= set(used), sections - set(used)
+    assert set(settings) - sections == set(train.PLAIN)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_key_has_a_comment(file):
+    lines = (config_dir() / file).read_text().splitlines()
+    assert lines[0].startswith("#"), "the first line says what the file is for"
+    inside = False
+    for line in lines:
+        if re.match(r"\S", line):
+            inside = line.startswith("defaults:")
+        if inside or line.lstrip().startswith(("#", "-")) or not re.match(r"\s*[\w.@]+:\s*\S", line):
+            continue
+        if "_target_" not in line:
+            assert "  #" in line, f"{file}: {line!r} lacks a comment"
+
+
+@pytest.mark.parametrize("group", [g for g in GROUPS if g in ("prior", "loss", "update", "penalty", "device", "schedule")])
+def test_every_small_part_is_built(group):
+    for name in choices(group):
+        if (group, name) == ("device", "cuda"):
+            continue
+        settings = composed(*override_for(f"{group}/{name}.yaml"))
+        node = settings["optimizer"]["generator"]["lr"] if group == "schedule" else settings[group]
+        for part in node.values() if group == "penalty" else [node]:
+            assert build(part, key=group) is not None
+
+
+@pytest.mark.parametrize("name", choices("experiment"))
+@pytest.mark.slow
+def test_every_experiment_trains_for_a_few_steps(name, train):
+    size = composed(f"experiment={name}")["train"]["batch_size"]
+    folder = train_experiment(train, name, images=3 * size)
+    assert (folder / "samples.png").exists()
+
+
+def train_experiment(train, name, *, images):
+    import conftest
+
+    only = [word for word in conftest.TINY if not word.startswith(("network", "prior", "train.batch", "log.every"))]
+    from gancli import cli
+
+    result = cli.run(["train", *only, f"experiment={name}", f"train.images={images}", "hydra.run.dir=run", "log.every=1"])
+    assert result == 0
+    from pathlib import Path
+
+    return Path("run")

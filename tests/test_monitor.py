@@ -1,0 +1,74 @@
+"""What a run shows, read back."""
+
+import json
+
+import pytest
+from conftest import TINY
+from PIL import Image
+
+from gancli.monitor import Monitor
+
+SCALARS = {
+    "loss/discriminator", "loss/generator", "accuracy/real", "accuracy/fake", "accuracy/holdout", "game/value",
+    "game/distance_to_saddle", "grad_norm/discriminator", "grad_norm/generator", "lr/generator", "lr/discriminator",
+    "speed/images_per_second", "penalty/r1", "logits/real", "logits/fake",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def events(trained):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    accumulator = EventAccumulator(str(trained), size_guidance={"scalars": 0, "images": 0, "tensors": 0, "histograms": 0})
+    return accumulator.Reload()
+
+
+def test_tensorboard_has_every_scalar_over_images_seen(events):
+    assert set(events.Tags()["scalars"]) >= SCALARS
+    for tag in SCALARS:
+        assert [event.step for event in events.Scalars(tag)] == [16, 32, 48, 64]
+
+
+def test_tensorboard_has_pictures_histograms_and_settings(events):
+    tags = events.Tags()
+    assert {"samples/real", "samples/ema", "samples/raw"} <= set(tags["images"])
+    assert {"logits/real_histogram", "logits/fake_histogram"} <= set(tags["histograms"])
+    assert "config/text_summary" in tags["tensors"]
+    text = events.Tensors("config/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert "gancli.losses.NonSaturating" in text
+
+
+def test_hyperparameters_are_there_for_the_hparams_tab(events):
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    content = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    session = HParamsPluginData.FromString(content).session_start_info
+    assert session.hparams["seed"].number_value == 0
+    assert session.hparams["optimizer.generator.lr"].number_value == pytest.approx(5e-4)
+
+
+def test_metrics_jsonl_has_the_same_scalars(trained, events):
+    rows = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    assert [row["images"] for row in rows] == [16, 32, 48, 64]
+    for tag in SCALARS:
+        assert [row[tag] for row in rows] == pytest.approx([event.value for event in events.Scalars(tag)], rel=1e-5)
+
+
+def test_pictures_in_the_run_folder(trained):
+    with Image.open(trained / "samples.png") as last, Image.open(trained / "samples" / "images-000000000064.png") as grid:
+        assert last.size == grid.size and last.tobytes() == grid.tobytes()
+
+
+def test_points_are_drawn_too(train, cli):
+    shown = [word for word in TINY if "channels" not in word]
+    result = cli("train", *shown, "dataset=gaussian_ring", "network=mlp", "hydra.run.dir=run")
+    assert result.status == 0, result.err
+    with Image.open("run/samples.png") as picture:
+        assert picture.mode == "RGB" and min(picture.size) >= 200
+
+
+def test_rows_past_the_checkpoint_are_forgotten(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"images": 16, "a": 1}\n{"images": 32, "a": 2}\n{"images": 48, "a"')
+    Monitor(tmp_path, settings={})._forget_after(16)
+    assert path.read_text() == '{"images": 16, "a": 1}\n'

@@ -181,11 +181,11 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def load_run(folder: Path, *, trust: list[str]) -> dict[str, Any]:
+def load_run(folder: Path, *, trust: list[str], parts: tuple[str, ...] = ()) -> dict[str, Any]:
     """The settings of the run in `folder`, as plain values.
 
-    The file is data: it may name only classes of gancli, optimizers of torch, and of the packages in
-    `trust`. Raises UserError.
+    The file is data: what will be built from it, all of it or the keys `parts` and what is under them,
+    may name only classes of gancli, optimizers of torch, and of the packages in `trust`. Raises UserError.
     """
     path = folder / "config.yaml"
     if not folder.is_dir():
@@ -199,7 +199,11 @@ def load_run(folder: Path, *, trust: list[str]) -> dict[str, Any]:
         raise UserError(f"{path}: not readable as YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(settings, dict):
         raise UserError(f"{path}: not the configuration of a run")
-    foreign = [f"{key}._target_={node['_target_']}" for key, node in nodes(settings) if not _trusted(node, trust)]
+    foreign = [
+        f"{key}._target_={node['_target_']}"
+        for key, node in nodes(settings)
+        if (not parts or f"{key}.".startswith(tuple(f"{part}." for part in parts))) and not _trusted(node, trust)
+    ]
     if foreign:
         raise UserError(
             f"{path} names classes that are not gancli's own, and building them runs their code:\n  "

@@ -47,7 +47,7 @@ def run(settings: dict[str, Any]) -> Path:
         if settings[key] < 1:
             raise UserError(f"{key}={settings[key]}: at least 1")
     folder = Path(str(settings["run"])).expanduser()
-    trained = config.load_run(folder, trust=settings["trust"])
+    trained = config.load_run(folder, trust=settings["trust"], parts=("prior", "network.generator"))
     file, state = Checkpoints(folder / "checkpoints").pick(settings["checkpoint"])
     out = _destination(settings, folder, file)
     runtime = build(settings["device"], key="device")

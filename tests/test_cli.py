@@ -104,9 +104,12 @@ def test_a_loss_of_ones_own_needs_a_class_and_a_yaml(tmp_path):
     words = ["train", f"--config-dir={tmp_path}/conf", "loss=softer", *TINY, f"hydra.run.dir={tmp_path}/run"]
     done = shell(*words, PYTHONPATH=str(tmp_path))
     assert done.returncode == 0, done.stderr
-    refused = shell("sample", f"run={tmp_path}/run", f"out={tmp_path}/a.png", PYTHONPATH=str(tmp_path))
+    sampled = shell("sample", f"run={tmp_path}/run", f"out={tmp_path}/a.png")
+    assert sampled.returncode == 0, "the loss is not built for it: " + sampled.stderr
+    refused = shell("train", f"resume={tmp_path}/run", PYTHONPATH=str(tmp_path))
     assert refused.returncode == 2 and "trust=[package]" in refused.stderr
-    taken = shell("sample", f"run={tmp_path}/run", f"out={tmp_path}/a.png", "trust=[mine]", PYTHONPATH=str(tmp_path))
+    words = [f"--config-dir={tmp_path}/conf", f"resume={tmp_path}/run", "trust=[mine]"]
+    taken = shell("train", *words, PYTHONPATH=str(tmp_path))
     assert taken.returncode == 0, taken.stderr
 
 

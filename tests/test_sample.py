@@ -102,7 +102,7 @@ def test_a_checkpoint_by_its_number(cli, train):
 def test_the_data_set_is_not_needed(cli, trained, tmp_path):
     run = shutil.copytree(trained, tmp_path / "run")
     text = (run / "config.yaml").read_text()
-    (run / "config.yaml").write_text(text.replace("gancli.datasets.digits.Digits", "gancli.datasets.folder.Folder"))
+    (run / "config.yaml").write_text(text.replace("gancli.datasets.digits.Digits", "somebody.elses.Photos"))
     assert cli("sample", f"run={run}", "out=a.png").status == 0
 
 

@@ -13,8 +13,6 @@ from gancli import checkpoint, config
 from gancli.errors import Diverged
 from gancli.train import assemble
 
-GOLDEN = {}  # filled below: (update, loss) -> losses of the first three steps
-
 
 def last(folder):
     return checkpoint.Checkpoints(folder / "checkpoints").pick("last")[1]

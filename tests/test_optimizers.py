@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from gancli.optimizers import ScheduledOptimizer
+from gancli.schedules import Constant, Linear
+
+
+def parameter() -> nn.Parameter:
+    return nn.Parameter(torch.tensor([1.0, -2.0]))
+
+
+def test_scheduled_settings_reach_the_groups_before_the_step() -> None:
+    p = parameter()
+    make = partial(torch.optim.Adam, lr=Linear(start=0.1, end=0.3), betas=[Linear(start=0.0, end=0.5), 0.9])
+    optimizer = ScheduledOptimizer(make, [p])
+    (group,) = optimizer.optimizer.param_groups
+    assert group["lr"] == optimizer.lr == 0.1
+    assert group["betas"] == (0.0, 0.9)
+    for progress in (0.5, 1.0):
+        p.grad = torch.ones(2)
+        optimizer.step(progress)
+        assert group["lr"] == optimizer.lr == pytest.approx(0.1 + 0.2 * progress)
+        assert group["betas"] == pytest.approx((0.5 * progress, 0.9))
+
+
+def test_the_step_itself_is_made_at_the_scheduled_rate() -> None:
+    p = parameter()
+    optimizer = ScheduledOptimizer(partial(torch.optim.SGD, lr=Linear(start=1.0, end=0.0)), [p])
+    p.grad = torch.tensor([2.0, 4.0])
+    optimizer.step(0.75)
+    torch.testing.assert_close(p.detach(), torch.tensor([1.0 - 0.25 * 2, -2.0 - 0.25 * 4]))
+
+
+def test_gradients_are_dropped_after_the_step() -> None:
+    p = parameter()
+    optimizer = ScheduledOptimizer(partial(torch.optim.SGD, lr=0.1), [p])
+    p.grad = torch.ones(2)
+    optimizer.step(0.0)
+    assert p.grad is None
+    after = p.detach().clone()
+    optimizer.step(0.0)
+    assert torch.equal(p.detach(), after)
+
+
+def test_fixed_settings_are_left_alone() -> None:
+    p = parameter()
+    optimizer = ScheduledOptimizer(partial(torch.optim.SGD, lr=0.5, momentum=Constant(value=0.25)), [p])
+    (group,) = optimizer.optimizer.param_groups
+    group["lr"] = 0.125  # as from a loaded state
+    p.grad = torch.ones(2)
+    optimizer.step(1.0)
+    assert optimizer.lr == 0.125
+    assert group["momentum"] == 0.25
+    torch.testing.assert_close(p.detach(), torch.tensor([0.875, -2.125]))
+
+
+def test_parameters_may_come_from_an_iterator() -> None:
+    network = nn.Linear(2, 3)
+    optimizer = ScheduledOptimizer(partial(torch.optim.RMSprop, lr=0.1), network.parameters())
+    assert len(optimizer.parameters) == len(optimizer.optimizer.param_groups[0]["params"]) == 2
+
+
+def test_an_exact_resume_goes_on_as_before() -> None:
+    def fresh() -> tuple[nn.Parameter, ScheduledOptimizer]:
+        p = parameter()
+        make = partial(torch.optim.Adam, lr=Linear(start=0.1, end=0.01), betas=[0.5, Linear(start=0.9, end=0.99)])
+        return p, ScheduledOptimizer(make, [p])
+
+    def go(p: nn.Parameter, optimizer: ScheduledOptimizer, steps: range) -> None:
+        for step in steps:
+            p.grad = torch.tensor([step + 1.0, -0.5])
+            optimizer.step(step / 6)
+
+    straight, optimizer = fresh()
+    go(straight, optimizer, range(6))
+    first, optimizer = fresh()
+    go(first, optimizer, range(3))
+    second, resumed = fresh()
+    second.data.copy_(first.data)
+    resumed.optimizer.load_state_dict(optimizer.optimizer.state_dict())
+    go(second, resumed, range(3, 6))
+    assert torch.equal(second, straight)

@@ -1,3 +1,5 @@
+"""`python -m gancli`."""
+
 from gancli.cli import main
 
 if __name__ == "__main__":

@@ -78,7 +78,9 @@ class Checkpoints:
         if which == "last":
             state = self.newest()
             if state is None:
-                raise UserError(f"{self.folder}: no readable checkpoint here; train further with resume={self.folder.parent}")
+                raise UserError(
+                    f"{self.folder}: no readable checkpoint here; train further with resume={self.folder.parent}"
+                )
             return self.path(state["images"]), state
         file = self.folder / "best.pt" if which == "best" else self.folder / _named(which)
         if not file.exists():
@@ -106,7 +108,9 @@ def read(file: Path) -> dict[str, Any]:
             raise Unreadable(f"is damaged in {damaged}")
         state = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        raise Unreadable("holds more than tensors and plain values, and is refused: reading it could run code") from None
+        raise Unreadable(
+            "holds more than tensors and plain values, and is refused: reading it could run code"
+        ) from None
     except (OSError, zipfile.BadZipFile, RuntimeError, EOFError, KeyError, ValueError) as error:
         raise Unreadable(f"is cut short or damaged ({str(error).splitlines()[0] if str(error) else 'empty'})") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:

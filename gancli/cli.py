@@ -42,7 +42,11 @@ def main() -> None:
 def run(argv: list[str]) -> int:
     """Runs one command line and returns its exit status: 0, 1 failed, 2 bad input, 130 Ctrl-C, 143 SIGTERM."""
     if not argv or argv[0] in ("-h", "--help"):
-        print(USAGE.format(version=__version__, commands="\n".join(f"  {name:8}{text}" for name, text in COMMANDS.items())))
+        print(
+            USAGE.format(
+                version=__version__, commands="\n".join(f"  {name:8}{text}" for name, text in COMMANDS.items())
+            )
+        )
         return 0
     if argv[0] == "--version":
         print(f"gancli {__version__}")

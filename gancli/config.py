@@ -192,7 +192,9 @@ def load_run(folder: Path, *, trust: list[str], parts: tuple[str, ...] = ()) -> 
         raise UserError(f"run={folder}: no such folder")
     if not path.is_file():
         runs = sorted(str(found.parent) for found in folder.glob("**/config.yaml") if ".hydra" not in found.parts)
-        raise UserError(f"run={folder}: not a run folder, it has no config.yaml" + (f"; try {runs[-1]}" if runs else ""))
+        raise UserError(
+            f"run={folder}: not a run folder, it has no config.yaml" + (f"; try {runs[-1]}" if runs else "")
+        )
     try:
         settings = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:

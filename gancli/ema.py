@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gancli.schedules import Schedule, at
 
@@ -19,7 +19,9 @@ class EMA:
     `half_life` 0 keeps no average: the copy equals the network.
     """
 
-    def __init__(self, network: nn.Module, *, half_life: float | Schedule = 10_000.0, ramp_up: float | None = 0.05) -> None:
+    def __init__(
+        self, network: nn.Module, *, half_life: float | Schedule = 10_000.0, ramp_up: float | None = 0.05
+    ) -> None:
         if not isinstance(half_life, Schedule) and half_life < 0:
             raise ValueError(f"half_life={half_life}: a number of images, 0 or more")
         if ramp_up is not None and ramp_up <= 0:
@@ -34,7 +36,7 @@ class EMA:
         if self.ramp_up is not None:
             half_life = min(half_life, self.ramp_up * images)
         decay = 0.5 ** (step_images / half_life) if half_life > 0 else 0.0
-        ours, theirs = list(self.network.parameters()), list(network.parameters())
-        torch._foreach_lerp_(ours, theirs, 1.0 - decay)
+        ours: list[Tensor] = list(self.network.parameters())
+        torch._foreach_lerp_(ours, list[Tensor](network.parameters()), 1.0 - decay)
         for mine, other in zip(self.network.buffers(), network.buffers(), strict=True):
             mine.copy_(other)

@@ -65,7 +65,8 @@ class Game:
         """G(z) for fresh noise: (count, *shape) float32."""
         noise = self.stream.take(self.prior.sample, count)
         with self.autocast():
-            return self.generator(noise, labels).float()
+            samples: Tensor = self.generator(noise, labels)
+        return samples.float()
 
     def score(self, samples: Tensor, labels: Tensor | None) -> Scored:
         """D at `samples` (B, *shape), cut off from whatever made them."""

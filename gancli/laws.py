@@ -1,1 +1,172 @@
-class Law: pass
+"""Laws on the line whose CDF is known, so that the inverse transform method samples them exactly."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from math import pi, sqrt
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gancli.errors import UserError
+
+_TAIL = 1e-12  # U(0, 1) is kept this far from its ends, where some laws have their infinities
+
+
+class Law(ABC):
+    """A law by its CDF F, density F' and inverse CDF; all elementwise on tensors of any shape, in float64."""
+
+    @abstractmethod
+    def cdf(self, x: Tensor) -> Tensor:
+        """F(x), in [0, 1]."""
+
+    @abstractmethod
+    def inverse_cdf(self, u: Tensor) -> Tensor:
+        """The x with F(x) = u, finite for u in [0, 1]."""
+
+    @abstractmethod
+    def density(self, x: Tensor) -> Tensor:
+        """F'(x), 0 or more."""
+
+    def sample(self, count: int, rng: torch.Generator) -> Tensor:
+        """(count,) float32: the inverse CDF of U(0, 1) (Devroye, 1986, section II.2)."""
+        return self.inverse_cdf(torch.rand(count, generator=rng, dtype=torch.float64)).float()
+
+
+class Normal(Law):
+    """N(mean, std^2)."""
+
+    def __init__(self, *, mean: float = 0.0, std: float = 1.0) -> None:
+        _positive("std", std)
+        self.mean, self.std = mean, std
+
+    def cdf(self, x: Tensor) -> Tensor:
+        return torch.special.ndtr((x.double() - self.mean) / self.std)
+
+    def inverse_cdf(self, u: Tensor) -> Tensor:
+        return self.mean + self.std * torch.special.ndtri(_inside(u))
+
+    def density(self, x: Tensor) -> Tensor:
+        return torch.exp(-0.5 * ((x.double() - self.mean) / self.std).square()) / (self.std * sqrt(2 * pi))
+
+
+class Exponential(Law):
+    """F(x) = 1 - exp(-rate x) for x >= 0."""
+
+    def __init__(self, *, rate: float = 1.0) -> None:
+        _positive("rate", rate)
+        self.rate = rate
+
+    def cdf(self, x: Tensor) -> Tensor:
+        return -torch.expm1(-self.rate * x.double().clamp(min=0))
+
+    def inverse_cdf(self, u: Tensor) -> Tensor:
+        return -torch.log1p(-_inside(u)) / self.rate
+
+    def density(self, x: Tensor) -> Tensor:
+        return torch.where(x >= 0, self.rate * torch.exp(-self.rate * x.double().clamp(min=0)), 0.0)
+
+
+class Uniform(Law):
+    """Constant density between low and high."""
+
+    def __init__(self, *, low: float = 0.0, high: float = 1.0) -> None:
+        if not low < high:
+            raise ValueError(f"low={low}, high={high}: low must be below high")
+        self.low, self.high = low, high
+
+    def cdf(self, x: Tensor) -> Tensor:
+        return ((x.double() - self.low) / (self.high - self.low)).clamp(0, 1)
+
+    def inverse_cdf(self, u: Tensor) -> Tensor:
+        return self.low + (self.high - self.low) * u.double()
+
+    def density(self, x: Tensor) -> Tensor:
+        return ((x >= self.low) & (x <= self.high)).double() / (self.high - self.low)
+
+
+class GaussianMixture(Law):
+    """Normal laws with weights (equal where none are given); its inverse CDF is found by bisection."""
+
+    def __init__(self, *, means: list[float], stds: list[float], weights: list[float] | None = None) -> None:
+        weights = [1.0] * len(means) if weights is None else weights
+        if not means or not len(means) == len(stds) == len(weights):
+            raise ValueError(f"means={means}, stds={stds}, weights={weights}: as many of each, at least one")
+        for std in stds:
+            _positive("stds", std)
+        if min(weights) < 0 or sum(weights) <= 0:
+            raise ValueError(f"weights={weights}: shares of 0 or more, not all 0")
+        self.parts = [Normal(mean=mean, std=std) for mean, std in zip(means, stds, strict=True)]
+        self.weights = [weight / sum(weights) for weight in weights]
+
+    def cdf(self, x: Tensor) -> Tensor:
+        return self._mixed([part.cdf(x) for part in self.parts])
+
+    def density(self, x: Tensor) -> Tensor:
+        return self._mixed([part.density(x) for part in self.parts])
+
+    def inverse_cdf(self, u: Tensor) -> Tensor:
+        u = _inside(u)
+        quantiles = torch.stack([part.inverse_cdf(u) for part in self.parts])
+        low, high = quantiles.amin(0), quantiles.amax(0)  # the mixture's quantile lies between its parts'
+        for _ in range(60):  # each halves the interval: past float64
+            middle = (low + high) / 2
+            below = self.cdf(middle) < u
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        return (low + high) / 2
+
+    def _mixed(self, values: Sequence[Tensor]) -> Tensor:
+        total = torch.zeros_like(values[0])
+        for weight, value in zip(self.weights, values, strict=True):
+            total = total + weight * value
+        return total
+
+
+class Table(Law):
+    """The law of a table of samples: its CDF is linear between one sample and the next larger one.
+
+    path: text with a number per line, or .npy with one column. Raises UserError.
+    """
+
+    def __init__(self, *, path: str) -> None:
+        file = Path(path).expanduser()
+        try:
+            read = np.load(file, allow_pickle=False) if file.suffix == ".npy" else np.loadtxt(file, delimiter=",")
+            values = np.unique(np.asarray(read, dtype=np.float64))
+            counts = np.searchsorted(np.sort(np.ravel(read)), values, side="right")
+        except (OSError, ValueError) as error:
+            raise UserError(f"path={path}: not readable as a table of numbers: {error}") from None
+        if len(values) < 2 or not np.isfinite(values).all():
+            raise UserError(f"path={path}: a law needs at least two different, finite numbers")
+        self.x = torch.from_numpy(values)
+        steps = torch.from_numpy(counts).double()
+        self.u = (steps - steps[0]) / (steps[-1] - steps[0])
+
+    def cdf(self, x: Tensor) -> Tensor:
+        return _interpolated(x.double(), self.x, self.u)
+
+    def inverse_cdf(self, u: Tensor) -> Tensor:
+        return _interpolated(u.double(), self.u, self.x)
+
+    def density(self, x: Tensor) -> Tensor:
+        slope = self.u.diff() / self.x.diff()
+        index = torch.searchsorted(self.x, x.double(), right=True).clamp(1, len(self.x) - 1) - 1
+        return torch.where((x >= self.x[0]) & (x <= self.x[-1]), slope[index], 0.0)
+
+
+def _interpolated(at: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    index = torch.searchsorted(x, at.contiguous()).clamp(1, len(x) - 1)
+    share = ((at - x[index - 1]) / (x[index] - x[index - 1])).clamp(0, 1)
+    return torch.lerp(y[index - 1], y[index], share)
+
+
+def _inside(u: Tensor) -> Tensor:
+    return u.double().clamp(_TAIL, 1 - _TAIL)
+
+
+def _positive(name: str, value: float) -> None:
+    if value <= 0:
+        raise ValueError(f"{name}={value}: must be above 0")

@@ -78,7 +78,7 @@ class Monitor:
             self.writer.add_text("config", "```yaml\n" + _yaml(self.settings) + "```", 0)
             values = {key: value for key, value in _flat(self.settings) if isinstance(value, (bool, int, float, str))}
             for summary in hparams(values, {"loss/discriminator": 0.0, "loss/generator": 0.0, "accuracy/holdout": 0.0}):
-                self.writer.file_writer.add_summary(summary)
+                self.writer._get_file_writer().add_summary(summary)
             self._show("samples/real", real[:count], trainer)
         self.bar = tqdm(
             total=trainer.length, initial=trainer.images, unit="img", unit_scale=True, disable=not sys.stderr.isatty()

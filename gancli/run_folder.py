@@ -45,7 +45,9 @@ def continues(folder: Path, settings: Mapping[str, Any]) -> bool:
     resume = settings["resume"]
     if not (folder / "config.yaml").exists():
         if resume not in ("auto", "never"):
-            raise UserError(f"resume={resume}: not a run folder, it has no config.yaml; or say resume=auto or resume=never")
+            raise UserError(
+                f"resume={resume}: not a run folder, it has no config.yaml; or say resume=auto or resume=never"
+            )
         return False
     if resume == "never":
         raise UserError(f"{folder} holds a run already; resume=auto continues it, or choose another hydra.run.dir")

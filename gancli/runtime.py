@@ -94,7 +94,7 @@ class Runtime:
         """The network on the device, convolution weights in channels_last where asked for."""
         network = network.to(self.device)
         if self.channels_last:
-            network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            network = network.to(memory_format=torch.channels_last)
         return network
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -106,13 +106,13 @@ class Runtime:
 
 def random_state(stream: Stream) -> dict[str, Any]:
     """Every random generator as plain values and tensors."""
-    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    kind, keys, position, has_gauss, cached = np.random.get_state()
     return {
         "noise": stream.generator.get_state(),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         "python": random.getstate(),
-        "numpy": [kind, keys.tolist(), position, has_gauss, cached],
+        "numpy": [kind, np.asarray(keys).tolist(), position, has_gauss, cached],
     }
 
 

@@ -45,9 +45,13 @@ def assemble(settings: Mapping[str, Any], *, folder: Path) -> Trainer:
     runtime.seed(seed)
     dataset = build(settings["dataset"], key="dataset").to(runtime.device)
     if settings["conditional"] and not dataset.num_classes:
-        raise UserError("conditional=true: this data set has no labels; use conditional=false, or dataset.labels=true for a folder")
+        raise UserError(
+            "conditional=true: this data set has no labels; use conditional=false, or dataset.labels=true for a folder"
+        )
     prior = build(settings["prior"], key="prior")
-    generator, discriminator = (runtime.place(network) for network in networks(settings, dataset.shape, dataset.num_classes, prior.dim))
+    generator, discriminator = (
+        runtime.place(network) for network in networks(settings, dataset.shape, dataset.num_classes, prior.dim)
+    )
     loss, update = build(settings["loss"], key="loss"), build(settings["update"], key="update")
     penalties = {name: build(node, key=f"penalty.{name}") for name, node in settings["penalty"].items()}
     game = Game(
@@ -60,7 +64,9 @@ def assemble(settings: Mapping[str, Any], *, folder: Path) -> Trainer:
         autocast=runtime.autocast,
     )
     log.info("device: %s", runtime)
-    log.info("data: %s %s, %s", settings["dataset"]["_target_"].rpartition(".")[2], dataset.shape, _amount(len(dataset)))
+    log.info(
+        "data: %s %s, %s", settings["dataset"]["_target_"].rpartition(".")[2], dataset.shape, _amount(len(dataset))
+    )
     log.info("parameters: generator %s, discriminator %s", _count(generator), _count(discriminator))
     return build(  # type: ignore[no-any-return]
         settings["train"],
@@ -76,7 +82,9 @@ def assemble(settings: Mapping[str, Any], *, folder: Path) -> Trainer:
     )
 
 
-def networks(settings: Mapping[str, Any], shape: tuple[int, ...], num_classes: int, dim: int) -> tuple[nn.Module, nn.Module]:
+def networks(
+    settings: Mapping[str, Any], shape: tuple[int, ...], num_classes: int, dim: int
+) -> tuple[nn.Module, nn.Module]:
     """Generator and discriminator for data of `shape` and noise of `dim`; labels only where asked for."""
     known = {"image_shape": shape, "num_classes": num_classes if settings["conditional"] else 0}
     parts = settings["network"]

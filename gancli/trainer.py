@@ -182,4 +182,5 @@ class Trainer:
 def _norm(parameters: list[Any]) -> Tensor:
     """Euclidean norm of all the gradients together."""
     norms = torch._foreach_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
-    return torch.linalg.vector_norm(torch.stack(norms))
+    total: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+    return total

@@ -164,7 +164,9 @@ def main() -> None:
     for first, second in (("a", "b"), ("a", "c")):
         ratios = [other / own for own, other in zip(seconds[first], seconds[second], strict=True)]
         low, high = min(ratios), max(ratios)
-        print(f"({first})/({second}) {statistics.median(ratios):.3f}  [{low:.3f} .. {high:.3f}] over {options.rounds} rounds")
+        print(
+            f"({first})/({second}) {statistics.median(ratios):.3f}  [{low:.3f} .. {high:.3f}] over {options.rounds} rounds"
+        )
 
 
 if __name__ == "__main__":

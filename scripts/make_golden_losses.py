@@ -1,6 +1,6 @@
 """Writes tests/golden_losses.json anew. Only for a change that is meant to move the losses; say why in the commit.
 
-    python scripts/make_golden_losses.py
+python scripts/make_golden_losses.py
 """
 
 import json

@@ -78,7 +78,9 @@ def test_train(cli, name):
     overrides, text = TRAIN[name]
     words = RUN
     if any("dataset=" in word and "folder" not in word and "mnist" not in word for word in overrides):
-        words = [word for word in RUN if "channels" not in word] + (["network=mlp"] if "conditional=true" in overrides else [])
+        words = [word for word in RUN if "channels" not in word] + (
+            ["network=mlp"] if "conditional=true" in overrides else []
+        )
     refused(cli("train", *words, *overrides), text)
     assert not Path("run/config.yaml").exists(), "a run that never began is no run"
 

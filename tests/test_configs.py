@@ -79,7 +79,9 @@ def test_every_key_has_a_comment(file):
             assert "  #" in line, f"{file}: {line!r} lacks a comment"
 
 
-@pytest.mark.parametrize("group", [g for g in GROUPS if g in ("prior", "loss", "update", "penalty", "device", "schedule")])
+@pytest.mark.parametrize(
+    "group", [g for g in GROUPS if g in ("prior", "loss", "update", "penalty", "device", "schedule")]
+)
 def test_every_small_part_is_built(group):
     for name in choices(group):
         if (group, name) == ("device", "cuda"):
@@ -104,7 +106,9 @@ def train_experiment(train, name, *, images):
     only = [word for word in conftest.TINY if not word.startswith(("network", "prior", "train.batch", "log.every"))]
     from gancli import cli
 
-    result = cli.run(["train", *only, f"experiment={name}", f"train.images={images}", "hydra.run.dir=run", "log.every=1"])
+    result = cli.run(
+        ["train", *only, f"experiment={name}", f"train.images={images}", "hydra.run.dir=run", "log.every=1"]
+    )
     assert result == 0
     from pathlib import Path
 

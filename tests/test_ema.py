@@ -95,7 +95,8 @@ def test_the_average_is_a_copy_for_looking_only() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "named"), [({"half_life": -1}, "half_life=-1"), ({"ramp_up": 0}, "ramp_up=0"), ({"ramp_up": -2}, "ramp_up=-2")]
+    ("settings", "named"),
+    [({"half_life": -1}, "half_life=-1"), ({"ramp_up": 0}, "ramp_up=0"), ({"ramp_up": -2}, "ramp_up=-2")],
 )
 def test_bad_settings_are_named(settings: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=f"^{named}: "):

@@ -19,7 +19,9 @@ SCALARS = {
 def events(trained):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    accumulator = EventAccumulator(str(trained), size_guidance={"scalars": 0, "images": 0, "tensors": 0, "histograms": 0})
+    accumulator = EventAccumulator(
+        str(trained), size_guidance={"scalars": 0, "images": 0, "tensors": 0, "histograms": 0}
+    )
     return accumulator.Reload()
 
 
@@ -55,7 +57,10 @@ def test_metrics_jsonl_has_the_same_scalars(trained, events):
 
 
 def test_pictures_in_the_run_folder(trained):
-    with Image.open(trained / "samples.png") as last, Image.open(trained / "samples" / "images-000000000064.png") as grid:
+    with (
+        Image.open(trained / "samples.png") as last,
+        Image.open(trained / "samples" / "images-000000000064.png") as grid,
+    ):
         assert last.size == grid.size and last.tobytes() == grid.tobytes()
 
 

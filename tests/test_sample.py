@@ -106,7 +106,9 @@ def test_the_data_set_is_not_needed(cli, trained, tmp_path):
     assert cli("sample", f"run={run}", "out=a.png").status == 0
 
 
-@pytest.mark.parametrize("foreign", ["os.system", "gancli.runtime.random.Random", "gancli.cli.os.system", "torch.hub.load"])
+@pytest.mark.parametrize(
+    "foreign", ["os.system", "gancli.runtime.random.Random", "gancli.cli.os.system", "torch.hub.load"]
+)
 def test_a_run_folder_never_runs_foreign_code(cli, trained, tmp_path, foreign):
     run = shutil.copytree(trained, tmp_path / "run")
     text = (run / "config.yaml").read_text()

@@ -30,6 +30,7 @@ _SLOPE = 0.2
 class DCGANGenerator(Generator):
     """Linear layer to the coarsest map, then a 4x4 transposed convolution of stride 2 per stage; tanh.
 
+    Where one stage is all (8x8 to 14x14 pixels), a 3x3 convolution at the coarsest size comes before it.
     channels: width of the finest hidden map, doubled at each coarser one up to `max_channels`.
     """
 
@@ -45,14 +46,17 @@ class DCGANGenerator(Generator):
     ) -> None:
         super().__init__(latent_dim=latent_dim, image_shape=image_shape, num_classes=num_classes)
         stages, (height, width) = stages_for(self.image_shape)
-        widths = widths_for(stages, channels=channels, max_channels=max_channels)[::-1]
+        widths = widths_for(max(stages, 2), channels=channels, max_channels=max_channels)[::-1]
         bias = norm == "none"  # normalisation would take it away again
         self.noise = LabelledNoise(latent_dim, num_classes)
         self.linear = nn.Linear(self.noise.features, widths[0] * height * width, bias=bias)
         self.coarsest = (widths[0], height, width)
         layers: list[nn.Module] = [norm_layer(norm, widths[0]), nn.ReLU(inplace=True)]
         for before, after in pairwise(widths):
-            layers += [nn.ConvTranspose2d(before, after, 4, stride=2, padding=1, bias=bias)]
+            if stages == 1:
+                layers += [nn.Conv2d(before, after, 3, padding=1, bias=bias)]
+            else:
+                layers += [nn.ConvTranspose2d(before, after, 4, stride=2, padding=1, bias=bias)]
             layers += [norm_layer(norm, after), nn.ReLU(inplace=True)]
         output = nn.ConvTranspose2d(widths[-1], self.image_shape[0], 4, stride=2, padding=1)
         self.stages = nn.Sequential(*layers, output, nn.Tanh())
@@ -70,6 +74,7 @@ class DCGANGenerator(Generator):
 class DCGANDiscriminator(Discriminator):
     """A 4x4 convolution of stride 2 and a leaky ReLU per stage, then a projection head.
 
+    Where one stage is all (8x8 to 14x14 pixels), a 3x3 convolution at the coarsest size follows it.
     channels, max_channels: as for the generator. norm: in all stages but the first. spectral_norm: keep
     the largest singular value of every weight at 1.
     """
@@ -86,11 +91,12 @@ class DCGANDiscriminator(Discriminator):
     ) -> None:
         super().__init__(image_shape=image_shape, num_classes=num_classes)
         stages, (height, width) = stages_for(self.image_shape)
-        widths = widths_for(stages, channels=channels, max_channels=max_channels)
+        widths = widths_for(max(stages, 2), channels=channels, max_channels=max_channels)
         layers = [nn.Conv2d(self.image_shape[0], widths[0], 4, stride=2, padding=1), nn.LeakyReLU(_SLOPE, inplace=True)]
         for before, after in pairwise(widths):
-            layers += [nn.Conv2d(before, after, 4, stride=2, padding=1, bias=norm == "none"), norm_layer(norm, after)]
-            layers += [nn.LeakyReLU(_SLOPE, inplace=True)]
+            kernel, stride = (3, 1) if stages == 1 else (4, 2)
+            layers += [nn.Conv2d(before, after, kernel, stride=stride, padding=1, bias=norm == "none")]
+            layers += [norm_layer(norm, after), nn.LeakyReLU(_SLOPE, inplace=True)]
         self.stages = he_(nn.Sequential(*layers), slope=_SLOPE)
         self.head = ProjectionHead(widths[-1] * height * width, num_classes)
         if spectral_norm:

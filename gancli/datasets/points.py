@@ -1,0 +1,92 @@
+"""Points from laws with a known density: in the plane, and on the line."""
+
+from __future__ import annotations
+
+from math import pi
+
+import torch
+from torch import Tensor
+
+from gancli.datasets.base import Batch, Drawn
+from gancli.laws import Law
+
+
+class Mixture(Drawn):
+    """Equal shares of round Gaussians in the plane; a point's label is the index of its centre.
+
+    centres: (K, 2) float32. std: of each coordinate.
+    """
+
+    def __init__(self, centres: Tensor, *, std: float) -> None:
+        super().__init__()
+        if std <= 0:
+            raise ValueError(f"std={std}: must be above 0")
+        self.centres, self.std = centres, std
+        self.shape, self.num_classes = (2,), len(centres)
+
+    def draw(self, count: int, rng: torch.Generator) -> Batch:
+        labels = torch.randint(len(self.centres), (count,), generator=rng)
+        return self.centres[labels] + self.std * torch.randn(count, 2, generator=rng), labels
+
+    def density(self, points: Tensor) -> Tensor:
+        squared = torch.cdist(points.float(), self.centres.to(points.device)).square()
+        return torch.exp(-0.5 * squared / self.std**2).mean(1) / (2 * pi * self.std**2)
+
+
+class GaussianRing(Mixture):
+    """`modes` Gaussians evenly on a circle around 0 (Metz et al., ICLR 2017)."""
+
+    def __init__(self, *, modes: int = 8, radius: float = 1.0, std: float = 0.01) -> None:
+        if modes < 1:
+            raise ValueError(f"modes={modes}: at least 1")
+        angles = 2 * pi * torch.arange(modes) / modes
+        super().__init__(radius * torch.stack([angles.cos(), angles.sin()], dim=1), std=std)
+
+
+class GaussianGrid(Mixture):
+    """`side` x `side` Gaussians on a square grid around 0 (Srivastava et al., NeurIPS 2017)."""
+
+    def __init__(self, *, side: int = 5, spacing: float = 2.0, std: float = 0.05) -> None:
+        if side < 1:
+            raise ValueError(f"side={side}: at least 1")
+        line = spacing * (torch.arange(side) - (side - 1) / 2)
+        super().__init__(torch.cartesian_prod(line, line), std=std)
+
+
+class SwissRoll(Drawn):
+    """A spiral of one and a half turns in the plane, its outer end at distance 1, with Gaussian noise of `std`."""
+
+    def __init__(self, *, std: float = 0.02) -> None:
+        super().__init__()
+        if std <= 0:
+            raise ValueError(f"std={std}: must be above 0")
+        self.std = std
+        self.shape = (2,)
+        # The density is a mean over the curve, taken at points closer than the noise is wide.
+        self._quadrature = Mixture(self._curve((torch.arange(2048) + 0.5) / 2048), std=std)
+
+    @staticmethod
+    def _curve(share: Tensor) -> Tensor:
+        angle = 1.5 * pi * (1 + 2 * share)
+        return angle[:, None] * torch.stack([angle.cos(), angle.sin()], dim=1) / (4.5 * pi)
+
+    def draw(self, count: int, rng: torch.Generator) -> Batch:
+        share = torch.rand(count, generator=rng)
+        return self._curve(share) + self.std * torch.randn(count, 2, generator=rng), None
+
+    def density(self, points: Tensor) -> Tensor:
+        return self._quadrature.density(points)
+
+
+class Law1d(Drawn):
+    """Points (1,) from a law on the line, by the inverse transform method."""
+
+    def __init__(self, *, law: Law) -> None:
+        super().__init__()
+        self.law, self.shape = law, (1,)
+
+    def draw(self, count: int, rng: torch.Generator) -> Batch:
+        return self.law.sample(count, rng)[:, None], None
+
+    def density(self, points: Tensor) -> Tensor:
+        return self.law.density(points[:, 0]).float()

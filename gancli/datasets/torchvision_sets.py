@@ -1,0 +1,68 @@
+"""The named data sets of torchvision. It is imported here only, and only when one of them is asked for."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from gancli.datasets.base import Images
+from gancli.errors import UserError
+
+log = logging.getLogger(__name__)
+Name = Literal["MNIST", "FashionMNIST", "KMNIST", "CIFAR10", "CIFAR100", "SVHN"]
+
+
+class TorchvisionSet(Images):
+    """A named data set; its test part is the holdout.
+
+    root: folder of torchvision's data sets. download: fetch what is missing there. Raises UserError.
+    """
+
+    def __init__(self, *, name: Name, root: str = "data", download: bool = True, flip: bool = False) -> None:
+        images, labels = load(name, root=root, download=download, train=True)
+        held, held_labels = load(name, root=root, download=download, train=False)
+        super().__init__(images, labels, held, held_labels, num_classes=int(labels.max()) + 1, flip=flip)
+
+
+def load(name: str, *, root: str, download: bool, train: bool) -> tuple[Tensor, Tensor]:
+    """uint8 images (N, C, H, W) and int64 labels (N,). Raises UserError that says which files to put where."""
+    from torchvision import datasets
+
+    kind, folder = getattr(datasets, name), Path(root).expanduser()
+    part: dict[str, Any] = {"split": "train" if train else "test"} if name == "SVHN" else {"train": train}
+    try:
+        found = kind(folder, download=False, **part)
+    except (RuntimeError, OSError, ValueError) as missing:
+        reason: Exception = missing
+        found = None
+        if download:
+            try:
+                found = kind(folder, download=True, **part)
+            except Exception as failed:  # whatever the network, the server or the disk said
+                reason = failed
+        if found is None:
+            how = f"download failed: {reason}" if download else "dataset.download=false"
+            raise UserError(
+                f"dataset.root={root}: {name} is not there, and {str(how).splitlines()[0]}. Put these files there:\n  "
+                + "\n  ".join(files_of(kind, folder))
+            ) from None
+    images, labels = torch.as_tensor(found.data), getattr(found, "labels", None)
+    if images.ndim == 3:
+        images = images[:, None]
+    elif name != "SVHN":  # which alone keeps channels first
+        images = images.permute(0, 3, 1, 2)
+    return images.contiguous(), torch.as_tensor(labels if labels is not None else found.targets, dtype=torch.int64)
+
+
+def files_of(kind: Any, folder: Path) -> list[str]:
+    """The files that torchvision's class `kind` looks for under `folder`."""
+    folder = folder.absolute()
+    if hasattr(kind, "resources"):
+        return [f"{folder / kind.__name__ / 'raw' / name.removesuffix('.gz')}" for name, _ in kind.resources]
+    if hasattr(kind, "split_list"):
+        return [str(folder / kind.split_list[part][1]) for part in ("train", "test")]
+    return [f"{folder / kind.filename} (unpacked there, into {kind.base_folder}/)"]

@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+
+from gancli.priors import Gaussian, InverseCDF, Prior, TruncatedGaussian, Uniform
+from gancli.runtime import seeded
+
+COUNT, DIM = 8000, 5
+
+
+class Exponential:
+    """A law by its inverse CDF alone."""
+
+    def inverse_cdf(self, uniform: Tensor) -> Tensor:
+        return -torch.log1p(-uniform.double())
+
+
+def exponential(*, dim: int = 1) -> InverseCDF:
+    return InverseCDF(law=Exponential(), dim=dim)  # type: ignore[arg-type]
+
+
+PRIORS: dict[str, tuple[Any, dict[str, Any], Any]] = {
+    "gaussian": (Gaussian, {}, stats.norm()),
+    "truncated": (TruncatedGaussian, {"bound": 1.5}, stats.truncnorm(-1.5, 1.5)),
+    "uniform": (Uniform, {"low": -0.5, "high": 2.0}, stats.uniform(-0.5, 2.5)),
+    "inverse_cdf": (exponential, {}, stats.expon()),
+}
+every_prior = pytest.mark.parametrize("name", PRIORS)
+
+
+def make(name: str, dim: int = DIM) -> Prior:
+    maker, settings, _ = PRIORS[name]
+    return maker(dim=dim, **settings)
+
+
+def middle(name: str, truncation: float) -> tuple[float, float]:
+    """What of the law stays, as an interval of values."""
+    law = PRIORS[name][2]
+    if name in ("gaussian", "truncated"):
+        low, high = law.support()
+        return max(low, -truncation), min(high, truncation)
+    return law.ppf(0.5 - truncation / 2), law.ppf(0.5 + truncation / 2)
+
+
+@every_prior
+def test_noise_follows_its_law(name: str) -> None:
+    noise, law = make(name).sample(COUNT, seeded(name)), PRIORS[name][2]
+    assert noise.shape == (COUNT, DIM)
+    assert noise.dtype == torch.float32
+    error = 5 / math.sqrt(COUNT)  # of the mean, in standard deviations
+    assert noise.mean(0).numpy() == pytest.approx(law.mean(), rel=0, abs=error * law.std())
+    assert noise.std(0).numpy() == pytest.approx(law.std(), rel=0.06)
+    assert stats.kstest(noise.flatten().double().numpy(), law.cdf).pvalue > 1e-3
+
+
+@every_prior
+def test_coordinates_and_samples_are_independent(name: str) -> None:
+    noise = make(name).sample(COUNT, seeded(name))
+    limit = 5 / math.sqrt(COUNT)
+    assert (torch.corrcoef(noise.T) - torch.eye(DIM)).abs().max() < limit
+    assert torch.corrcoef(torch.stack([noise[1:, 0], noise[:-1, 0]]))[0, 1].abs() < limit
+
+
+@every_prior
+@pytest.mark.parametrize("truncation", [0.1, 0.5, 1.0])
+def test_truncation_keeps_the_middle_of_the_law(name: str, truncation: float) -> None:
+    noise = make(name).sample(COUNT, seeded(name), truncation=truncation).double()
+    low, high = middle(name, truncation)
+    slack = 1e-6 * max(abs(low), 1)
+    assert noise.min() >= low - slack
+    assert noise.max() <= high + 1e-6 * max(high if math.isfinite(high) else 0, 1)
+    law = PRIORS[name][2]
+    below, above = law.cdf(low), law.cdf(high)
+    assert stats.kstest(noise.flatten().numpy(), lambda x: (law.cdf(x) - below) / (above - below)).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("truncation", [2.0, 3.0, 4.0])
+def test_gaussian_truncation_is_a_bound_on_every_number(truncation: float) -> None:
+    noise = Gaussian(dim=100).sample(4000, seeded("tails"), truncation=truncation)
+    assert noise.abs().max() <= truncation * (1 + 1e-4)
+    assert noise.abs().max() > min(truncation, 3.0) * 0.99, "the whole of it is in use"
+
+
+def test_truncated_gaussian_never_leaves_its_bound() -> None:
+    prior = TruncatedGaussian(dim=10, bound=1.0)
+    assert prior.sample(2000, seeded(0)).abs().max() <= 1 + 1e-6
+    assert prior.sample(2000, seeded(0), truncation=3.0).abs().max() <= 1 + 1e-6
+    assert 0.45 < prior.sample(2000, seeded(0), truncation=0.5).abs().max() <= 0.5 + 1e-6
+
+
+@every_prior
+def test_noise_depends_on_its_generator_alone(name: str) -> None:
+    first, again = make(name).sample(7, seeded("a")), make(name).sample(7, seeded("a"))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, make(name).sample(7, seeded("b")))
+
+
+def test_gaussian_quantiles_are_finite_at_the_ends() -> None:
+    values = Gaussian(dim=1).inverse_cdf(torch.tensor([0.0, 0.5, 0.975, 1.0]))
+    assert values.isfinite().all()
+    assert values[1] == 0
+    assert values[2].item() == pytest.approx(stats.norm.ppf(0.975), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("make_it", "settings", "named"),
+    [
+        (Gaussian, {"dim": 0}, "dim=0"),
+        (Uniform, {"dim": -3}, "dim=-3"),
+        (Uniform, {"dim": 2, "low": 1.0, "high": 1.0}, "low=1.0, high=1.0"),
+        (TruncatedGaussian, {"dim": 2, "bound": 0.0}, "bound=0.0"),
+    ],
+)
+def test_bad_settings_are_named(make_it: Any, settings: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=f"^{named}: "):
+        make_it(**settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "truncation"),
+    [(name, bad) for name in PRIORS for bad in (0.0, -1.0)] + [("uniform", 1.1), ("inverse_cdf", 2.0)],
+)
+def test_truncation_without_a_meaning_is_refused(name: str, truncation: float) -> None:
+    with pytest.raises(ValueError, match=f"^truncation={truncation}: "):
+        make(name).sample(3, seeded(0), truncation=truncation)
+
+
+@every_prior
+@pytest.mark.parametrize("shape", [(64,), (6, 64), (2, 3, 64)], ids=str)
+def test_between_starts_at_a_and_ends_at_b(name: str, shape: tuple[int, ...]) -> None:
+    prior = make(name, 64)
+    a, b = (prior.sample(math.prod(shape) // 64, seeded(key)).view(shape) for key in "ab")
+    torch.testing.assert_close(prior.between(a, b, 0.0), a, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(prior.between(a, b, 1.0), b, rtol=1e-4, atol=1e-5)
+    assert prior.between(a, b, 0.3).shape == shape
+
+
+def test_between_uniform_noise_stays_inside() -> None:
+    prior = Uniform(dim=64)
+    a, b = prior.sample(6, seeded("a")), prior.sample(6, seeded("b"))
+    torch.testing.assert_close(prior.between(a, b, 0.25), 0.75 * a + 0.25 * b)
+
+
+def test_between_gaussian_noise_walks_the_arc() -> None:
+    a, b = (3 * torch.nn.functional.normalize(Gaussian(dim=64).sample(6, seeded(key)), dim=1) for key in "ab")
+    for share in (0.2, 0.5, 0.9):
+        found = Gaussian(dim=64).between(a, b, share)
+        torch.testing.assert_close(found.norm(dim=1), torch.full((6,), 3.0))
+        angle = torch.acos((a * b).sum(1) / 9)
+        torch.testing.assert_close(torch.acos((a * found).sum(1) / 9), share * angle, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(torch.acos((found * b).sum(1) / 9), (1 - share) * angle, rtol=1e-3, atol=1e-3)
+
+
+def test_between_gaussian_noise_that_points_the_same_way_is_finite() -> None:
+    a = Gaussian(dim=8).sample(3, seeded("a"))
+    torch.testing.assert_close(Gaussian(dim=8).between(a, a, 0.5), a)
+    torch.testing.assert_close(Gaussian(dim=8).between(a, 3 * a, 0.5), 2 * a)
+    assert Gaussian(dim=8).between(a, -a, 0.5).isfinite().all()
+
+
+def test_between_treats_each_row_of_a_batch_on_its_own() -> None:
+    prior = Gaussian(dim=16)
+    a, b = prior.sample(4, seeded("a")), prior.sample(4, seeded("b"))
+    a[2] = torch.eye(16)[0]
+    b[2] = 2 * a[2]  # no arc here
+    rows = torch.stack([prior.between(a[row], b[row], 0.4) for row in range(4)])
+    torch.testing.assert_close(prior.between(a, b, 0.4), rows)

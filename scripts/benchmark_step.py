@@ -60,7 +60,7 @@ def ours(pair: tuple[nn.Module, nn.Module], data: Tensor, options: argparse.Name
             "discriminator": ScheduledOptimizer(adam, discriminator.parameters()),
         },
         ema=EMA(generator),
-        dataset=Images(data, None, data[:1], None, num_classes=0).to(runtime.device),
+        dataset=Images(data, train=torch.arange(len(data)), held=torch.arange(1)).to(runtime.device),
         checkpoints=Checkpoints(folder),
         monitor=Monitor(folder, settings={}),
         seed=0,

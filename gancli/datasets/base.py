@@ -75,6 +75,7 @@ def to_unit(images: Tensor) -> Tensor:
 class Images(Dataset):
     """Images kept as one uint8 tensor (N, C, H, W), in memory or memory-mapped.
 
+    labels: (N,) int64 or None. train, held: the rows to train on and those held out.
     flip: mirror each training image left to right with probability one half.
     """
 
@@ -83,28 +84,27 @@ class Images(Dataset):
     def __init__(
         self,
         images: Tensor,
-        labels: Tensor | None,
-        holdout_images: Tensor,
-        holdout_labels: Tensor | None,
+        labels: Tensor | None = None,
         *,
-        num_classes: int,
+        train: Tensor,
+        held: Tensor,
+        num_classes: int = 0,
         flip: bool = False,
     ) -> None:
         self.images, self.labels = images, labels
-        self.holdout_images, self.holdout_labels = holdout_images, holdout_labels
+        self.train, self.held = train, held
         self.shape = tuple(images.shape[1:])
         self.num_classes = num_classes
         self.flip = flip
         self.device = torch.device("cpu")
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.train)
 
     def batch(self, step: int, *, size: int, seed: int, rank: int = 0, world_size: int = 1) -> Batch:
         local = size // world_size
         start = step * size + rank * local
-        index = epoch_indices(len(self), start, local, seed=seed)
-        images, labels = self._gather(self.images, self.labels, index)
+        images, labels = self._gather(self.train[epoch_indices(len(self), start, local, seed=seed)])
         if self.flip:
             mirrored = torch.rand(size, generator=seeded(seed, "flip", step)) < 0.5
             mine = mirrored[rank * local : (rank + 1) * local].to(images.device)
@@ -112,8 +112,7 @@ class Images(Dataset):
         return images, labels
 
     def holdout(self, count: int) -> Batch:
-        index = torch.arange(min(count, len(self.holdout_images)))
-        return self._gather(self.holdout_images, self.holdout_labels, index)
+        return self._gather(self.held[:count])
 
     def to(self, device: torch.device) -> Images:
         self.device = device
@@ -121,9 +120,9 @@ class Images(Dataset):
             self.images = self.images.to(device)
         return self
 
-    def _gather(self, images: Tensor, labels: Tensor | None, index: Tensor) -> Batch:
-        chosen = images[index.to(images.device)].to(self.device, non_blocking=True)
-        return to_unit(chosen), None if labels is None else labels[index].to(self.device)
+    def _gather(self, rows: Tensor) -> Batch:
+        images = to_unit(self.images[rows.to(self.images.device)].to(self.device, non_blocking=True))
+        return images, None if self.labels is None else self.labels[rows].to(self.device)
 
 
 class Drawn(Dataset):

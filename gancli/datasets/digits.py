@@ -27,5 +27,6 @@ class Digits(Images):
         table = torch.from_numpy(np.loadtxt(file, delimiter=",", dtype=np.int64))
         table = table[torch.randperm(len(table), generator=seeded("digits"))]
         images = (table[:, :64] * 255 / 16).round().to(torch.uint8).view(-1, 1, 8, 8)
-        labels, held = table[:, 64].clone(), torch.arange(len(table)) % 10 == 0
-        super().__init__(images[~held], labels[~held], images[held], labels[held], num_classes=10, flip=flip)
+        held = torch.arange(0, len(table), 10)
+        train = torch.arange(len(table))[torch.arange(len(table)) % 10 != 0]
+        super().__init__(images, table[:, 64].clone(), train=train, held=held, num_classes=10, flip=flip)

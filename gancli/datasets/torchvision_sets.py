@@ -24,8 +24,16 @@ class TorchvisionSet(Images):
 
     def __init__(self, *, name: Name, root: str = "data", download: bool = True, flip: bool = False) -> None:
         images, labels = load(name, root=root, download=download, train=True)
-        held, held_labels = load(name, root=root, download=download, train=False)
-        super().__init__(images, labels, held, held_labels, num_classes=int(labels.max()) + 1, flip=flip)
+        more, more_labels = load(name, root=root, download=download, train=False)
+        rows = torch.arange(len(images) + len(more))
+        super().__init__(
+            torch.cat([images, more]),
+            torch.cat([labels, more_labels]),
+            train=rows[: len(images)],
+            held=rows[len(images) :],
+            num_classes=int(labels.max()) + 1,
+            flip=flip,
+        )
 
 
 def load(name: str, *, root: str, download: bool, train: bool) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,217 @@
+"""Pictures decoded once, into a memory-mapped cache keyed by their content.
+
+A cache is `<root>/<key>/images.u8`, raw uint8 (N, C, H, W), and `meta.json`. The key is a hash of every
+picture's name and content and of how it is decoded, so neither a copied nor a changed folder is mistaken.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import json
+import logging
+import os
+import shutil
+import sys
+import zipfile
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from tqdm import tqdm
+
+from gancli.checkpoint import write_whole
+from gancli.errors import UserError
+
+log = logging.getLogger(__name__)
+THREADS = os.cpu_count() or 1
+SHOWN = 10  # unreadable files named in a message
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How a picture becomes (channels, height, width) bytes.
+
+    fit: `crop` scales the picture to cover the frame and cuts its middle out, `stretch` changes its shape.
+    """
+
+    height: int
+    width: int
+    channels: Literal[1, 3]
+    fit: Literal["crop", "stretch"]
+
+    def __call__(self, content: bytes) -> np.ndarray[Any, Any]:
+        """Raises what Pillow raises on what is no picture, and its bomb error on one too large to be meant."""
+        with Image.open(io.BytesIO(content)) as opened:
+            upright = ImageOps.exif_transpose(opened)
+            image = _flat(upright).convert("L" if self.channels == 1 else "RGB")
+        size = (self.width, self.height)
+        if image.size != size:
+            image = (
+                ImageOps.fit(image, size, method=Image.Resampling.LANCZOS)
+                if self.fit == "crop"
+                else image.resize(size, Image.Resampling.LANCZOS)
+            )
+        array = np.asarray(image, dtype=np.uint8).reshape(self.height, self.width, self.channels)
+        return np.ascontiguousarray(array.transpose(2, 0, 1))
+
+
+def _flat(image: Image.Image) -> Image.Image:
+    """Transparency over white, 16 bits down to 8."""
+    if image.mode.startswith("I") or image.mode == "F":
+        array = np.asarray(image, dtype=np.float64)
+        return Image.fromarray((array / (257 if array.max() > 255 else 1)).clip(0, 255).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image
+
+
+class Source:
+    """A folder or a zip of pictures: their names, their content, and a fingerprint of each."""
+
+    endings = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.archive: zipfile.ZipFile | None = None
+        if path.is_file():
+            try:
+                self.archive = zipfile.ZipFile(path)
+            except zipfile.BadZipFile:
+                raise UserError(f"dataset.path={path}: neither a folder nor a zip that can be read") from None
+            found: Iterable[str] = (entry.filename for entry in self.archive.infolist() if not entry.is_dir())
+        elif path.is_dir():
+            found = (
+                str((Path(folder) / file).relative_to(path)) for folder, _, files in os.walk(path) for file in files
+            )
+        else:
+            raise UserError(f"dataset.path={path}: no such folder or zip")
+        self.names = sorted(name.replace(os.sep, "/") for name in found if self._is_picture(name))
+        if not self.names:
+            raise UserError(f"dataset.path={path}: no images in it; they end in {' '.join(self.endings)}")
+
+    def _is_picture(self, name: str) -> bool:
+        hidden = any(part.startswith((".", "__MACOSX")) for part in Path(name).parts)
+        return not hidden and name.lower().endswith(self.endings)
+
+    def read(self, name: str) -> bytes:
+        """The file's content."""
+        return self.archive.read(name) if self.archive is not None else (self.path / name).read_bytes()
+
+    def fingerprints(self, root: Path) -> dict[str, str]:
+        """A hash of each picture's content. What did not change since the last time is not read again."""
+        if self.archive is not None:  # its directory has them
+            return {name: f"{self.archive.getinfo(name).CRC:08x}" for name in self.names}
+        place = hashlib.blake2b(str(self.path.resolve()).encode(), digest_size=16).hexdigest()
+        index = root / f"index-{place}.json"
+        known = _json(index)
+        stamps = {name: (stat := (self.path / name).stat(), [stat.st_size, stat.st_mtime_ns])[1] for name in self.names}
+
+        def look(name: str) -> str:
+            before = known.get(name)
+            if isinstance(before, list) and before[:2] == stamps[name]:
+                return str(before[2])
+            try:
+                return hashlib.blake2b(self.read(name), digest_size=16).hexdigest()
+            except OSError:
+                return "unreadable"
+
+        with ThreadPoolExecutor(THREADS) as pool:
+            hashes = dict(zip(self.names, pool.map(look, self.names), strict=True))
+        root.mkdir(parents=True, exist_ok=True)
+        rows = {name: [*stamps[name], content] for name, content in hashes.items()}
+        if rows != known:
+            write_whole(index, json.dumps(rows).encode())
+        return hashes
+
+
+def decoded(
+    source: Source, decoding: Decoding, *, root: Path, unreadable: Literal["skip", "fail"] = "skip"
+) -> tuple[Tensor, list[str]]:
+    """Memory-mapped uint8 (N, C, H, W) and the name of each image, decoded now or read from the cache.
+
+    Unreadable files are named and left out, or fatal. Raises UserError, OSError.
+    """
+    content = {"decoding": asdict(decoding), "pictures": source.fingerprints(root)}
+    key = hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
+    folder = root / key
+    if not _whole(folder, decoding):
+        _build(source, decoding, folder)
+    meta = _json(folder / "meta.json")
+    _report(source.path, meta["unreadable"], len(source.names), unreadable)
+    names, shape = meta["names"], (decoding.channels, decoding.height, decoding.width)
+    if not names:
+        raise UserError(f"dataset.path={source.path}: none of its {len(source.names)} images can be read")
+    count = len(names) * int(np.prod(shape))
+    mapped = torch.from_file(str(folder / "images.u8"), shared=False, size=count, dtype=torch.uint8)
+    return mapped.view(len(names), *shape), names
+
+
+def _whole(folder: Path, decoding: Decoding) -> bool:
+    names, file = _json(folder / "meta.json").get("names"), folder / "images.u8"
+    size = decoding.channels * decoding.height * decoding.width
+    return isinstance(names, list) and file.is_file() and file.stat().st_size == len(names) * size
+
+
+def _build(source: Source, decoding: Decoding, folder: Path) -> None:
+    """Decodes next to `folder` and renames. Another run that was quicker wins, and its work is used."""
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.{id(source)}.tmp")
+    temporary.mkdir(parents=True)
+    try:
+        names, bad = [], []
+        with open(temporary / "images.u8", "wb") as file, ThreadPoolExecutor(THREADS) as pool:
+            work = pool.map(_attempt(source, decoding), source.names)
+            bar = tqdm(work, total=len(source.names), unit="img", desc="decoding", disable=not sys.stderr.isatty())
+            for name, array in zip(source.names, bar, strict=True):
+                if array is None:
+                    bad.append(name)
+                else:
+                    names.append(name)
+                    file.write(array.tobytes())
+        write_whole(temporary / "meta.json", json.dumps({"names": names, "unreadable": bad}).encode())
+        if folder.exists() and not _whole(folder, decoding):
+            shutil.rmtree(folder)
+        try:
+            os.rename(temporary, folder)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _attempt(source: Source, decoding: Decoding) -> Callable[[str], np.ndarray[Any, Any] | None]:
+    def attempt(name: str) -> np.ndarray[Any, Any] | None:
+        try:
+            return decoding(source.read(name))
+        except Exception as error:  # whatever a decoder says of a broken file, it is a broken file
+            log.debug("%s: %s", name, error)
+            return None
+
+    return attempt
+
+
+def _report(path: Path, bad: list[str], total: int, unreadable: str) -> None:
+    if not bad:
+        return
+    listed = ", ".join(bad[:SHOWN]) + (f" and {len(bad) - SHOWN} more" if len(bad) > SHOWN else "")
+    text = f"dataset.path={path}: {len(bad)} of {total} images cannot be read: {listed}"
+    if unreadable == "fail":
+        raise UserError(f"{text}; mend or remove them, or say dataset.unreadable=skip")
+    log.warning("%s; they are left out", text)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,113 @@
+"""Pictures of the user's own: any folder or zip of images; and CelebA, which is such a folder."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from gancli.datasets.base import Images
+from gancli.datasets.cache import Decoding, Source, decoded
+from gancli.errors import UserError
+from gancli.runtime import seeded
+
+log = logging.getLogger(__name__)
+HELD = ("test", "val", "valid", "validation")
+
+
+class Folder(Images):
+    """Images of a folder or zip, however nested, at one size.
+
+    resolution: pixels of a side, or [height, width]. channels: 1 grey, 3 RGB. fit: see `Decoding`.
+    labels: the top folders are classes. holdout: share held out, where there are no folders `train` and
+    `test` (or `val`) that say so themselves. unreadable: skip such files, or fail. cache: where decoded
+    pictures are kept. Raises UserError, ValueError.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: str,
+        resolution: int | list[int] = 64,
+        channels: Literal[1, 3] = 3,
+        fit: Literal["crop", "stretch"] = "crop",
+        labels: bool = False,
+        holdout: float = 0.1,
+        unreadable: Literal["skip", "fail"] = "skip",
+        flip: bool = False,
+        cache: str = "~/.cache/gancli",
+    ) -> None:
+        if not 0 < holdout < 1:
+            raise ValueError(f"holdout={holdout}: a share of the images, above 0 and below 1")
+        decoding = Decoding(*_sides(resolution), channels=channels, fit=fit)
+        source = Source(Path(path).expanduser())
+        images, names = decoded(source, decoding, root=Path(cache).expanduser(), unreadable=unreadable)
+        train, held, depth = _split(names, holdout)
+        if not len(train):
+            raise UserError(f"dataset.path={path}: no image is left to train on; it has {len(names)}")
+        classes = _classes(names, depth, path) if labels else None
+        count = 0 if classes is None else int(classes.max()) + 1
+        super().__init__(images, classes, train=train, held=held, num_classes=count, flip=flip)
+
+
+class CelebA(Images):
+    """CelebA's aligned faces, 178x218 cut to a square (Liu et al., ICCV 2015); unlabelled.
+
+    root: holds celeba/img_align_celeba/ or celeba/img_align_celeba.zip, and celeba/list_eval_partition.txt,
+    whose test part is held out; without that list every tenth is. Raises UserError.
+    """
+
+    def __init__(
+        self, *, root: str = "data", resolution: int = 64, flip: bool = True, cache: str = "~/.cache/gancli"
+    ) -> None:
+        base = Path(root).expanduser() / "celeba"
+        places = [base / "img_align_celeba", base / "img_align_celeba.zip"]
+        found = next((place for place in places if place.exists()), None)
+        if found is None:
+            raise UserError(
+                f"dataset.root={root}: CelebA is not there, and its licence allows no download from here. "
+                f"Put these there:\n  {places[0].absolute()}/ (or the .zip)\n  {(base / 'list_eval_partition.txt').absolute()}"
+            )
+        images, names = decoded(
+            Source(found), Decoding(*_sides(resolution), channels=3, fit="crop"), root=Path(cache).expanduser()
+        )
+        held = torch.arange(len(names)) % 10 == 0
+        partition = base / "list_eval_partition.txt"
+        if partition.is_file():
+            parts = dict(line.split()[:2] for line in partition.read_text().splitlines() if line.strip())
+            held = torch.tensor([parts.get(Path(name).name) == "2" for name in names])
+        super().__init__(images, train=torch.nonzero(~held)[:, 0], held=torch.nonzero(held)[:, 0], flip=flip)
+
+
+def _sides(resolution: int | Sequence[int]) -> tuple[int, int]:
+    sides = (resolution, resolution) if isinstance(resolution, int) else tuple(resolution)
+    if len(sides) != 2 or min(sides) < 1:
+        raise ValueError(f"resolution={resolution}: pixels of a side, or [height,width]")
+    return sides[0], sides[1]
+
+
+def _split(names: list[str], holdout: float) -> tuple[Tensor, Tensor, int]:
+    """Indices to train on and to hold out, and how many folders above an image are not its class."""
+    tops = {name.split("/")[0] if "/" in name else "" for name in names}
+    held = tops & set(HELD)
+    if "train" in tops and len(held) == 1 and len(tops) == 2:
+        log.info("folders train and %s are taken as the split", *held)
+        training = torch.tensor([name.startswith("train/") for name in names])
+        return torch.nonzero(training)[:, 0], torch.nonzero(~training)[:, 0], 1
+    order = torch.randperm(len(names), generator=seeded("holdout"))
+    count = max(1, int(holdout * len(names)))  # somebody must judge the discriminator
+    return order[count:].sort().values, order[:count].sort().values, 0
+
+
+def _classes(names: list[str], depth: int, path: str) -> Tensor:
+    folders = [name.split("/")[depth] if name.count("/") > depth else None for name in names]
+    if None in folders:
+        loose = names[folders.index(None)]
+        raise UserError(f"dataset.labels=true: {path} has images outside of class folders, such as {loose}")
+    known = sorted({folder for folder in folders if folder is not None})
+    log.info("classes: %s", ", ".join(f"{number} {folder}" for number, folder in enumerate(known[:20])))
+    return torch.tensor([known.index(str(folder)) for folder in folders])

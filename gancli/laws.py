@@ -44,10 +44,12 @@ class Normal(Law):
         self.mean, self.std = mean, std
 
     def cdf(self, x: Tensor) -> Tensor:
-        return torch.special.ndtr((x.double() - self.mean) / self.std)
+        share: Tensor = torch.special.ndtr((x.double() - self.mean) / self.std)
+        return share
 
     def inverse_cdf(self, u: Tensor) -> Tensor:
-        return self.mean + self.std * torch.special.ndtri(_inside(u))
+        standard: Tensor = torch.special.ndtri(_inside(u))
+        return self.mean + self.std * standard
 
     def density(self, x: Tensor) -> Tensor:
         return torch.exp(-0.5 * ((x.double() - self.mean) / self.std).square()) / (self.std * sqrt(2 * pi))

@@ -163,10 +163,8 @@ def main() -> None:
         print(f"({name}) {text:27} {images / statistics.median(seconds[name]):9,.0f} images/s")
     for first, second in (("a", "b"), ("a", "c")):
         ratios = [other / own for own, other in zip(seconds[first], seconds[second], strict=True)]
-        low, high = min(ratios), max(ratios)
-        print(
-            f"({first})/({second}) {statistics.median(ratios):.3f}  [{low:.3f} .. {high:.3f}] over {options.rounds} rounds"
-        )
+        spread = f"[{min(ratios):.3f} .. {max(ratios):.3f}]"
+        print(f"({first})/({second}) {statistics.median(ratios):.3f}  {spread} over {options.rounds} rounds")
 
 
 if __name__ == "__main__":

@@ -33,14 +33,20 @@ TRAIN = {  # overrides -> what the error must name
     "no noise": (["prior.dim=0"], "prior.dim=0: noise needs"),
     "negative penalty": (["penalty.r1.weight=-2"], "penalty.r1.weight=-2"),
     "interval zero": (["penalty.r1.interval=0"], "penalty.r1.interval=0"),
-    "unknown norm": (["network.generator.norm=bach"], "network.generator.norm=bach: expected one of batch, group, none"),
+    "unknown norm": (
+        ["network.generator.norm=bach"],
+        "network.generator.norm=bach: expected one of batch, group, none",
+    ),
     "unknown precision": (["device.precision=fp8"], "device.precision=fp8: expected one of float32, tf32, bf16"),
     "no threads": (["device.threads=0"], "device.threads=0"),
     "a value is missing": (["dataset=folder"], "dataset.path: a value is missing; give dataset.path="),
     "missing folder": (["dataset=folder", "dataset.path=nowhere"], "nowhere"),
     "missing torchvision files": (["dataset=mnist", "dataset.root=nowhere", "dataset.download=false"], "nowhere"),
     "points into convolutions": (["dataset=gaussian_ring"], "network=mlp"),
-    "labels where there are none": (["dataset=swiss_roll", "conditional=true"], "conditional=true: this data set has no labels"),
+    "labels where there are none": (
+        ["dataset=swiss_roll", "conditional=true"],
+        "conditional=true: this data set has no labels",
+    ),
     "unknown class": (["loss._target_=gancli.losses.Hing"], "gancli.losses has no Hing; did you mean Hinge?"),
     "unknown module": (["loss._target_=mine.Loss"], "no module mine"),
     "a setting no class takes": (["+loss.margin=2"], "loss.margin: gancli.losses.NonSaturating has no such setting"),
@@ -49,7 +55,7 @@ TRAIN = {  # overrides -> what the error must name
         ["+schedule@optimizer.generator.lr=cosine", "optimizer.generator.lr.start=1", "optimizer.generator.lr.begin=2"],
         "optimizer.generator.lr.begin=2",
     ),
-}  # fmt: skip
+}
 
 SAMPLE = {
     "no run": ([], "run: a value is missing"),

@@ -1,6 +1,7 @@
 """Every YAML there is, found by glob: composed, checked, instantiated, commented."""
 
 import re
+from pathlib import Path
 
 import pytest
 import yaml
@@ -8,7 +9,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from gancli import config, train
+from gancli import config, run_folder, train
 from gancli.config import build, config_dir
 
 GROUPS = sorted(p.name for p in config_dir().iterdir() if p.is_dir() and p.name != "hydra")
@@ -59,8 +60,8 @@ def test_a_key_that_nothing_reads_is_noticed():
 def test_top_level_keys_are_read():
     settings = composed()
     sections = {key for key, value in settings.items() if isinstance(value, dict)}
-    used = re.findall(r'settings\["(\w+)"\]', "".join(open(m.__file__).read() for m in (train, config)))
-    used += re.findall(r'settings\["(\w+)"\]', open(config.__file__.replace("config.py", "run_folder.py")).read())
+    source = "".join(Path(module.__file__).read_text() for module in (train, run_folder))
+    used = re.findall(r'settings\["(\w+)"\]', source)
     assert sections <= set(used), sections - set(used)
     assert set(settings) - sections == set(train.PLAIN)
 

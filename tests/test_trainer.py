@@ -123,9 +123,10 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(tmp_path, player)
 
 def test_a_diverging_run_ends_with_status_1_and_keeps_its_checkpoint(cli):
     result = cli(
-        "train", *TINY, "hydra.run.dir=run", "optimizer@optimizer.generator=sgd", "optimizer@optimizer.discriminator=sgd",
-        "loss=least_squares", "penalty=none", "optimizer.discriminator.lr=1e4", "train.images=6400", "checkpoint.every=16",
-    )  # fmt: skip
+        *("train", *TINY, "hydra.run.dir=run", "train.images=6400", "checkpoint.every=16"),
+        *("optimizer@optimizer.generator=sgd", "optimizer@optimizer.discriminator=sgd"),
+        *("loss=least_squares", "penalty=none", "optimizer.discriminator.lr=1e4"),
+    )
     assert result.status == 1
     assert "the update was not made" in result.err and "Traceback" not in result.err
     assert "last good checkpoint: " in result.err

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gancli import losses
-from gancli.game import Game
+from gancli.game import Game, Scored
 from gancli.losses import Loss
 from gancli.networks.base import Discriminator, Generator
 from gancli.networks.dcgan import DCGANDiscriminator, DCGANGenerator
@@ -105,6 +105,8 @@ def two_pass(
             points = (share * samples + (1 - share) * images).detach().requires_grad_()
             (slope,) = torch.autograd.grad(discriminator(points, labels).sum(), points, create_graph=True)
             value = (slope.flatten(1).norm(dim=1) - 1).square().mean()
+        elif name == "drift":
+            value = fake.square().mean()
         else:
             logits, where = (real, samples) if name == "r1" else (fake, images)
             (slope,) = torch.autograd.grad(logits.sum(), where, create_graph=True)
@@ -172,6 +174,24 @@ def test_a_penalty_that_is_not_due_takes_no_part() -> None:
     assert stage.penalties == {}
     assert_same(grads(game.discriminator), by_d)
     assert_same(grads(game.generator), by_g)
+
+
+class Drift(Penalty):
+    """Of the user's own, on the fake logits themselves, so that D's gradient is no longer the loss's alone."""
+
+    def __call__(self, real: Scored, fake: Scored, game: Game, labels: Tensor | None) -> Tensor:
+        return fake.logits.square()
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.__name__)
+def test_a_penalty_on_the_fake_logits_stays_out_of_the_generators_gradient(loss: type[Loss]) -> None:
+    game = game_of(*family("mlp"), loss(), {"drift": Drift(weight=0.7)})
+    samples, _ = batch()
+    by_d, by_g, values = two_pass(game, samples, None)
+    stage = one_stage(game, samples)
+    assert_same(grads(game.discriminator), by_d)
+    assert_same(grads(game.generator), by_g)
+    torch.testing.assert_close(stage.penalties["drift"], values["drift"])
 
 
 def test_the_batch_norm_family_mixes_samples_and_the_others_do_not() -> None:

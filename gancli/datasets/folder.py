@@ -70,7 +70,8 @@ class CelebA(Images):
         if found is None:
             raise UserError(
                 f"dataset.root={root}: CelebA is not there, and its licence allows no download from here. "
-                f"Put these there:\n  {places[0].absolute()}/ (or the .zip)\n  {(base / 'list_eval_partition.txt').absolute()}"
+                f"Put these there:\n  {places[0].absolute()}/ (or the .zip)\n"
+                f"  {(base / 'list_eval_partition.txt').absolute()}"
             )
         images, names = decoded(
             Source(found), Decoding(*_sides(resolution), channels=3, fit="crop"), root=Path(cache).expanduser()

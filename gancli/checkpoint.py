@@ -6,12 +6,14 @@ runs code. Its name is the number of images seen, so names sort by progress.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import os
 import pickle
 import re
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +61,8 @@ class Checkpoints:
         torch.save({"format": FORMAT, "images": images, **state}, buffer)
         self.folder.mkdir(parents=True, exist_ok=True)
         write_whole(self.path(images), buffer.getbuffer())
-        for old in self.files()[: -self.keep]:
+        others = [file for file in self.files() if file != self.path(images)]  # a damaged one may be newer
+        for old in others[: max(0, len(others) + 1 - self.keep)]:
             old.unlink(missing_ok=True)
         return self.path(images)
 
@@ -103,7 +106,7 @@ def read(file: Path) -> dict[str, Any]:
     """One checkpoint's state, on the CPU. Raises Unreadable."""
     try:
         with zipfile.ZipFile(file) as archive:  # torch does not look at the check sums, so we do
-            damaged = archive.testzip()
+            damaged = archive.testzip() or next((e.filename for e in archive.infolist() if e.external_attr), None)
         if damaged is not None:
             raise Unreadable(f"is damaged in {damaged}")
         state = torch.load(file, map_location="cpu", weights_only=True)
@@ -111,7 +114,7 @@ def read(file: Path) -> dict[str, Any]:
         raise Unreadable(
             "holds more than tensors and plain values, and is refused: reading it could run code"
         ) from None
-    except (OSError, zipfile.BadZipFile, RuntimeError, EOFError, KeyError, ValueError) as error:
+    except (OSError, zipfile.BadZipFile, RuntimeError, EOFError, KeyError, ValueError, zlib.error) as error:
         raise Unreadable(f"is cut short or damaged ({str(error).splitlines()[0] if str(error) else 'empty'})") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise Unreadable("is not a checkpoint of this version")
@@ -133,6 +136,7 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
     if os.name == "posix":  # the rename itself reaches the disk with its folder
         folder = os.open(path.parent, os.O_RDONLY)
         try:
-            os.fsync(folder)
+            with contextlib.suppress(OSError):  # some network file systems know no such thing
+                os.fsync(folder)
         finally:
             os.close(folder)

@@ -67,9 +67,9 @@ class Gaussian(Prior):
         # A straight line leaves the shell where Gaussian noise lives; the arc stays on it (White, 2016).
         unit_a, unit_b = a / a.norm(dim=-1, keepdim=True), b / b.norm(dim=-1, keepdim=True)
         angle = torch.acos((unit_a * unit_b).sum(-1, keepdim=True).clamp(-1, 1))
-        if bool((angle.sin() < 1e-4).any()):
-            return torch.lerp(a, b, share)
-        return (torch.sin((1 - share) * angle) * a + torch.sin(share * angle) * b) / torch.sin(angle)
+        sine = torch.sin(angle)
+        arc = (torch.sin((1 - share) * angle) * a + torch.sin(share * angle) * b) / sine.clamp(min=1e-4)
+        return torch.where(sine < 1e-4, torch.lerp(a, b, share), arc)
 
 
 class TruncatedGaussian(Gaussian):

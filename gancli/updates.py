@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import backward, grad
 
 from gancli.game import Game, Scored
@@ -62,7 +62,7 @@ class Simultaneous(Update):
         loss_g, wanted = _generator_loss(game, fake.logits, real.logits)
         values, penalty = _penalties(game, real, fake, labels, step=step, progress=progress)
         outputs, seeds = _joined((real.logits, by_real), (fake.logits, by_fake), penalty)
-        weights = list(game.discriminator.parameters())
+        weights = _trained(game.discriminator)
 
         ratio = _per_sample(wanted / by_fake, images)
         if game.discriminator.per_sample and fake.has_gradient:
@@ -75,7 +75,7 @@ class Simultaneous(Update):
         else:
             (to_images,) = grad(fake.logits, fake.inputs, wanted, retain_graph=True)
             backward(outputs, seeds, inputs=weights)
-        backward(images, to_images, inputs=list(game.generator.parameters()))
+        backward(images, to_images, inputs=_trained(game.generator))
 
         yield Stage(
             players=("discriminator", "generator"),
@@ -108,7 +108,7 @@ class Alternating(Update):
             count = step * self.discriminator_steps + k
             values, penalty = _penalties(game, real, fake, labels, step=count, progress=progress)
             outputs, seeds = _joined((real.logits, by_real), (fake.logits, by_fake), penalty)
-            backward(outputs, seeds, inputs=list(game.discriminator.parameters()))
+            backward(outputs, seeds, inputs=_trained(game.discriminator))
             yield Stage(
                 players=("discriminator",),
                 losses={"discriminator": loss_d},
@@ -123,7 +123,7 @@ class Alternating(Update):
             real_logits = game.score(samples, labels).logits if game.loss.relativistic else fake.logits
         loss_g, wanted = _generator_loss(game, fake.logits, real_logits)
         (to_images,) = grad(fake.logits, fake.inputs, wanted)
-        backward(images, to_images, inputs=list(game.generator.parameters()))
+        backward(images, to_images, inputs=_trained(game.generator))
         yield Stage(players=("generator",), losses={"generator": loss_g})
 
 
@@ -152,6 +152,11 @@ def _penalties(
         return {}, None
     total = torch.stack([due[name].factor(progress) * mean for name, mean in means.items()]).sum()
     return {name: mean.detach() for name, mean in means.items()}, total
+
+
+def _trained(network: nn.Module) -> list[nn.Parameter]:
+    """Its parameters but for frozen ones."""
+    return [parameter for parameter in network.parameters() if parameter.requires_grad]
 
 
 def _joined(

@@ -92,6 +92,10 @@ def _dispatch(command: str, overrides: list[str]) -> int:
         return _refuse(explain(error, command, overrides))
     except OSError as error:
         return _refuse(_worded(error))
+    except ValueError as error:
+        if not isinstance(error.__cause__, OSError):
+            raise
+        return _refuse(_worded(error.__cause__))  # logging could not open its file
     except KeyboardInterrupt:
         return 130
     except SystemExit as end:
@@ -156,7 +160,8 @@ def _resumed(overrides: list[str]) -> list[str]:
     config.load_run(folder, trust=trust)
     given = {text.partition("=")[0].lstrip("+~") for text in overrides}
     kept = [text for text in before if text.partition("=")[0].lstrip("+~") not in given | {"resume", "trust"}]
-    return [*kept, *overrides, f"hydra.run.dir='{folder}'"]
+    at = max(index for index, text in enumerate(overrides) if text.startswith("resume="))
+    return [*overrides[:at], *kept, *overrides[at:][:1], f"hydra.run.dir='{folder}'", *overrides[at + 1 :]]
 
 
 def _complete(argv: list[str]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import platform
+import re
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ except ImportError:  # not a POSIX system: two runs in one folder are then not t
     fcntl = None  # type: ignore[assignment]
 
 log = logging.getLogger(__name__)
+_SETTING = re.compile(r"[+~]{0,2}(?!hydra\b)[A-Za-z_][\w./@]*(=|$)")
 
 
 @contextmanager
@@ -42,7 +44,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 def continues(folder: Path, settings: Mapping[str, Any]) -> bool:
     """Whether the run in `folder` is to go on. Raises UserError where that would lose or mix up something."""
-    resume = settings["resume"]
+    resume = str(settings["resume"])
     if not (folder / "config.yaml").exists():
         if resume not in ("auto", "never"):
             raise UserError(
@@ -51,7 +53,7 @@ def continues(folder: Path, settings: Mapping[str, Any]) -> bool:
         return False
     if resume == "never":
         raise UserError(f"{folder} holds a run already; resume=auto continues it, or choose another hydra.run.dir")
-    saved = config.load_run(folder, trust=[node["_target_"].split(".")[0] for _, node in config.nodes(settings)])
+    saved = config.load_run(folder, trust=[str(node["_target_"]).split(".")[0] for _, node in config.nodes(settings)])
     changed = config.differences(saved, settings)
     if changed:
         raise UserError(
@@ -77,14 +79,20 @@ def describe(folder: Path, settings: Mapping[str, Any], *, overrides: list[str])
 
 
 def overrides_of(folder: Path) -> list[str]:
-    """The overrides with which the run in `folder` was started. Raises UserError."""
+    """The overrides with which the run in `folder` was started. Raises UserError.
+
+    They are data: settings of the run, not of Hydra, which could be told to build things.
+    """
     try:
         overrides = json.loads((folder / "run.json").read_text(encoding="utf-8"))["overrides"]
     except (OSError, ValueError, KeyError, TypeError):
         overrides = None
     if not (folder / "config.yaml").is_file() or not isinstance(overrides, list):
         raise UserError(f"resume={folder}: not a run folder (its config.yaml or run.json is missing or damaged)")
-    return [str(override) for override in overrides]
+    strange = [str(text) for text in overrides if not _SETTING.match(str(text))]
+    if strange:
+        raise UserError(f"resume={folder}: its run.json has overrides that are no settings of a run: {strange}")
+    return [str(text) for text in overrides]
 
 
 def _commit() -> str | None:

@@ -25,9 +25,9 @@ def run(settings: dict[str, Any], *, folder: Path, overrides: list[str]) -> int:
 
     Raises UserError, Diverged, OSError.
     """
-    config.check(settings, PLAIN)
     with run_folder.locked(folder):
-        resuming = run_folder.continues(folder, settings)
+        resuming = run_folder.continues(folder, settings)  # first: it compares texts and imports nothing they name
+        config.check(settings, PLAIN)
         trainer = assemble(settings, folder=folder)
         if resuming:
             resume(trainer, folder)

@@ -76,9 +76,9 @@ class Trainer:
 
     def fit(self) -> None:
         """Trains to the end, or to a signal, and leaves a checkpoint of the last step."""
-        handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
         saved = -1 if self.step == 0 else self.images
         self.monitor.begin(self)
+        handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
         began = time.monotonic() - self.seconds
         try:
             while self.progress < 1.0 and self.stopped_by is None:

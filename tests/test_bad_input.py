@@ -2,9 +2,11 @@
 
 import builtins
 import errno
+import json
 import os
 import pickle
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -199,3 +201,19 @@ def test_a_read_only_output_folder(cli, monkeypatch):
 def test_a_path_through_a_file(cli):
     Path("run").write_text("a file")
     refused(cli("train", *RUN), "run")
+
+
+@pytest.mark.parametrize("override", ["+hydra.callbacks.x._target_=os.abort", "--config-dir=/", "hydra/launcher=x"])
+def test_overrides_kept_in_a_run_folder_cannot_steer_hydra(trained, cli, tmp_path, override):
+    run = shutil.copytree(trained, tmp_path / "run")
+    facts = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(facts | {"overrides": [*facts["overrides"], override]}))
+    refused(cli("train", f"resume={run}", "train.images=128"), "no settings of a run")
+
+
+def test_overrides_kept_in_a_run_folder_cannot_name_other_classes(trained, cli, tmp_path):
+    run = shutil.copytree(trained, tmp_path / "run")
+    facts = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(facts | {"overrides": [*facts["overrides"], "loss._target_=this.s"]}))
+    refused(cli("train", f"resume={run}", "train.images=128"), "gancli.losses.NonSaturating -> this.s")
+    assert "this" not in sys.modules

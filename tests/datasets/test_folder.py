@@ -1,0 +1,433 @@
+"""Folders and zips of pictures: what is found, how it is decoded, and the cache."""
+
+import errno
+import io
+import json
+import os
+import shutil
+import threading
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gancli.datasets import cache
+from gancli.datasets.cache import Decoding, Source, decoded
+from gancli.datasets.folder import CelebA, Folder
+from gancli.errors import UserError
+
+
+def save(path, colour, size=(8, 8), mode="RGB", **more):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, colour).save(path, **more)
+
+
+def grey(level):
+    return (level, level, level)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Ten pictures, nested; picture i is 20 i all over."""
+    for number in range(10):
+        save(tmp_path / "in" / f"{number % 2}" / "deep" / f"{number}.png", grey(20 * number))
+    return tmp_path / "in"
+
+
+@pytest.fixture
+def make(tmp_path):
+    def call(path, **settings):
+        return Folder(path=str(path), cache=str(tmp_path / "cache"), **{"resolution": 8, **settings})
+
+    return call
+
+
+def levels(data):
+    return sorted(data.images[:, 0, 0, 0].tolist())
+
+
+def folders(root):
+    return sorted(path.name for path in root.iterdir() if path.is_dir())
+
+
+def encoded(image, **more):
+    file = io.BytesIO()
+    image.save(file, "png", **more)
+    return file.getvalue()
+
+
+def test_nested_folder(pictures, make):
+    save(pictures / "loose.JPG", grey(255))
+    save(pictures / ".hidden" / "a.png", grey(7))
+    save(pictures / "__MACOSX" / "a.png", grey(7))
+    (pictures / "notes.txt").write_text("no picture")
+    data = make(pictures)
+    assert levels(data) == [*range(0, 200, 20), 255]
+    assert data.shape == (3, 8, 8) and data.num_classes == 0 and data.labels is None
+    assert (len(data.train), len(data.held)) == (10, 1)
+    assert sorted([*data.train.tolist(), *data.held.tolist()]) == list(range(11))
+    batch, labels = data.batch(0, size=10, seed=0)
+    assert labels is None and batch.shape == (10, 3, 8, 8) and batch.min() >= -1 and batch.max() <= 1
+
+
+def test_zip(pictures, make, tmp_path):
+    with zipfile.ZipFile(tmp_path / "in.zip", "w") as archive:
+        for file in sorted(pictures.rglob("*.png")):
+            archive.write(file, file.relative_to(pictures))
+        archive.writestr("__MACOSX/0/._0.png", b"junk")
+        archive.writestr("readme.txt", b"text")
+    zipped = make(tmp_path / "in.zip", labels=True)
+    plain = make(pictures, labels=True)
+    assert torch.equal(zipped.images, plain.images) and torch.equal(zipped.labels, plain.labels)
+    assert torch.equal(zipped.held, plain.held)
+
+
+def test_rectangular_and_grey(pictures, make):
+    assert make(pictures, resolution=[4, 6]).shape == (3, 4, 6)
+    data = make(pictures, resolution=[6, 4], channels=1)
+    assert data.shape == (1, 6, 4) and levels(data) == list(range(0, 200, 20))
+
+
+def test_grey_of_a_colour():
+    colour = Decoding(2, 2, 1, "crop")(encoded(Image.new("RGB", (2, 2), (255, 0, 0))))
+    assert colour.shape == (1, 2, 2) and set(colour.ravel().tolist()) == {76}  # ITU-R 601: 0.299 of 255
+
+
+def test_channels_are_red_green_blue():
+    array = Decoding(2, 2, 3, "crop")(encoded(Image.new("RGB", (2, 2), (10, 20, 30))))
+    assert array[:, 1, 1].tolist() == [10, 20, 30] and array.dtype == np.uint8
+
+
+@pytest.mark.parametrize(
+    ("image", "more", "expected"),
+    [
+        (Image.new("RGBA", (2, 2), (0, 0, 0, 0)), {}, [255, 255, 255]),
+        (Image.new("RGBA", (2, 2), (255, 0, 0, 128)), {}, [255, 127, 127]),
+        (Image.new("LA", (2, 2), (0, 0)), {}, [255, 255, 255]),
+        (Image.new("P", (2, 2), 0), {"transparency": 0}, [255, 255, 255]),
+        (Image.new("1", (2, 2), 1), {}, [255, 255, 255]),
+    ],
+    ids=["clear", "half", "LA", "palette", "bits"],
+)
+def test_transparency_over_white(image, more, expected):
+    array = Decoding(2, 2, 3, "crop")(encoded(image, **more))
+    assert array[:, 0, 0].tolist() == pytest.approx(expected, abs=1)
+
+
+@pytest.mark.parametrize("level", [0, 128, 255])
+def test_sixteen_bits(level):
+    sixteen = np.full((4, 4), level * 257, dtype=np.uint16)
+    array = Decoding(4, 4, 3, "crop")(encoded(Image.fromarray(sixteen)))
+    assert np.unique(array).tolist() == [level]
+
+
+def test_sixteen_bits_of_the_dark():
+    dark = np.full((4, 4), 200, dtype=np.uint16)  # 200 of 65535 is black, not light grey
+    assert Decoding(4, 4, 1, "crop")(encoded(Image.fromarray(dark))).max() <= 1
+
+
+def test_exif_rotation():
+    image = Image.new("RGB", (4, 2), "black")
+    image.paste((255, 255, 255), (0, 0, 1, 2))  # the left column
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned a quarter clockwise: left becomes top
+    array = Decoding(4, 2, 3, "stretch")(encoded(image, exif=exif))
+    assert array[0].tolist() == [[255, 255], [0, 0], [0, 0], [0, 0]]
+
+
+def test_crop_and_stretch():
+    wide = Image.new("RGB", (24, 8), (255, 0, 0))
+    wide.paste((0, 0, 255), (8, 0, 16, 8))  # red, blue, red
+    crop, stretch = (Decoding(8, 8, 3, fit)(encoded(wide)) for fit in ("crop", "stretch"))
+    assert (crop[0] == 0).all() and (crop[2] == 255).all()
+    assert stretch[0, 4, 0] > 200 and stretch[2, 4, 0] < 60
+    assert stretch[2, 4, 4] > 200
+
+
+def test_labels_of_top_folders(tmp_path, make):
+    for name, level in (("cat", 10), ("ant", 20), ("bee", 30)):
+        for number in range(3):
+            save(tmp_path / "in" / name / f"sub{number}" / "a.png", grey(level))
+    data = make(tmp_path / "in", labels=True)
+    assert data.num_classes == 3
+    assert {(int(row[0, 0, 0]), int(label)) for row, label in zip(data.images, data.labels, strict=True)} == {
+        (20, 0),
+        (30, 1),
+        (10, 2),
+    }
+    save(tmp_path / "in" / "loose.png", grey(1))
+    with pytest.raises(UserError, match=r"dataset\.labels=true: .* outside of class folders, such as loose\.png"):
+        make(tmp_path / "in", labels=True)
+
+
+@pytest.mark.parametrize("held", ["test", "val", "validation"])
+def test_split_is_recognised(tmp_path, make, held):
+    for part, level in (("train", 0), (held, 100)):
+        for name in ("cat", "dog"):
+            for number in range(2 if part == held else 4):
+                save(tmp_path / "in" / part / name / f"{number}.png", grey(level + number + 10 * (name == "dog")))
+    data = make(tmp_path / "in", labels=True)
+    assert (len(data), len(data.held), data.num_classes) == (8, 4, 2)
+    assert (data.images[data.train] < 100).all() and (data.images[data.held] >= 100).all()
+    assert data.labels[data.held].tolist() == [0, 0, 1, 1]
+
+
+def test_train_beside_other_folders_is_no_split(tmp_path, make):
+    for part in ("train", "test", "more"):
+        for number in range(5):
+            save(tmp_path / "in" / part / f"{number}.png", grey(number))
+    data = make(tmp_path / "in", labels=True, holdout=0.2)
+    assert (len(data), len(data.held), data.num_classes) == (12, 3, 3)
+
+
+def test_unreadable_is_skipped_with_a_warning(pictures, make, caplog):
+    (pictures / "text.png").write_text("no picture")
+    for _ in range(2):  # the second time from the cache, and no less loud
+        caplog.clear()
+        data = make(pictures)
+        said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert len(said) == 1 and "1 of 11 images cannot be read: text.png;" in said[0]
+        assert levels(data) == list(range(0, 200, 20))
+
+
+def test_unreadable_is_fatal_if_asked(pictures, make):
+    (pictures / "text.png").write_text("no picture")
+    make(pictures)
+    with pytest.raises(UserError, match=r"1 of 11 images cannot be read: text\.png; mend or remove"):
+        make(pictures, unreadable="fail")
+
+
+def test_half_a_picture_is_unreadable(pictures, make, caplog):
+    whole = encoded(Image.effect_noise((64, 64), 50))
+    (pictures / "half.png").write_bytes(whole[: len(whole) // 2])
+    assert levels(make(pictures)) == list(range(0, 200, 20))
+    assert "half.png" in caplog.text
+
+
+def test_many_unreadable_are_counted(pictures, make, caplog):
+    for number in range(13):
+        (pictures / f"text{number:02}.png").write_text("no picture")
+    make(pictures)
+    assert "13 of 23 images" in caplog.text and "text09.png and 3 more" in caplog.text
+    assert "text10" not in caplog.text
+
+
+def test_dangling_link_is_unreadable(pictures, make, caplog):
+    (pictures / "gone.png").symlink_to(pictures / "nowhere.png")
+    assert levels(make(pictures)) == list(range(0, 200, 20))
+    assert "1 of 11 images cannot be read: gone.png" in caplog.text
+
+
+def test_a_file_that_could_not_be_read_once_is_tried_again(pictures, make, monkeypatch):
+    read = Source.read
+
+    def refuse(self, name):
+        if name.endswith("/3.png"):
+            raise PermissionError(errno.EACCES, "denied", name)
+        return read(self, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Source, "read", refuse)
+        assert 60 not in levels(make(pictures))
+    assert levels(make(pictures)) == list(range(0, 200, 20))
+
+
+def test_none_readable(tmp_path, make):
+    (tmp_path / "in").mkdir()
+    for number in range(2):
+        (tmp_path / "in" / f"{number}.png").write_text("no picture")
+    for _ in range(2):
+        with pytest.raises(UserError, match="none of its 2 images can be read"):
+            make(tmp_path / "in")
+
+
+def test_bad_paths(tmp_path, make):
+    with pytest.raises(UserError, match=r"dataset\.path=.*none: no such folder or zip"):
+        make(tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "a.txt").write_text("")
+    with pytest.raises(UserError, match=r"no images in it; they end in \.jpg"):
+        make(tmp_path / "empty")
+    (tmp_path / "file.zip").write_text("no zip")
+    with pytest.raises(UserError, match="neither a folder nor a zip that can be read"):
+        make(tmp_path / "file.zip")
+    save(tmp_path / "one" / "a.png", grey(0))
+    with pytest.raises(UserError, match="no image is left to train on; it has 1"):
+        make(tmp_path / "one")
+
+
+@pytest.mark.parametrize("settings", [{"resolution": 0}, {"resolution": [4]}, {"holdout": 0.0}, {"holdout": 1.0}])
+def test_bad_values(pictures, make, settings):
+    with pytest.raises(ValueError, match=f"{next(iter(settings))}="):
+        make(pictures, **settings)
+
+
+def test_celeba(tmp_path):
+    kept = {"root": str(tmp_path), "resolution": 8, "cache": str(tmp_path / "cache")}
+    with pytest.raises(UserError, match="CelebA is not there") as caught:
+        CelebA(**kept)
+    assert str(tmp_path / "celeba" / "img_align_celeba") in str(caught.value)
+    for number in range(20):
+        save(tmp_path / "celeba" / "img_align_celeba" / f"{number:06}.jpg", grey(10 * number), size=(18, 22))
+    data = CelebA(**kept)
+    assert (len(data), data.held.tolist(), data.shape, data.flip) == (18, [0, 10], (3, 8, 8), True)
+    rows = [f"{number:06}.jpg {2 if number > 15 else number % 2}" for number in range(20)]
+    (tmp_path / "celeba" / "list_eval_partition.txt").write_text("\n".join(rows) + "\n")
+    assert CelebA(**kept).held.tolist() == [16, 17, 18, 19]
+
+
+def no_decoding(*_):
+    raise AssertionError("decoded again")
+
+
+def spoil(monkeypatch):
+    """From here on a decoding shows: every picture would be unreadable."""
+    monkeypatch.setattr(Decoding, "__call__", no_decoding)
+
+
+def test_same_content_elsewhere_is_the_same_cache(pictures, make, tmp_path, monkeypatch):
+    first = make(pictures)
+    before = folders(tmp_path / "cache")
+    shutil.copytree(pictures, tmp_path / "copy")
+    spoil(monkeypatch)
+    second = make(tmp_path / "copy")
+    assert torch.equal(first.images, second.images)
+    assert folders(tmp_path / "cache") == before and len(before) == 1
+
+
+def test_other_decoding_is_another_cache(pictures, make, tmp_path):
+    for settings in ({}, {"resolution": 4}, {"channels": 1}, {"fit": "stretch"}):
+        make(pictures, **settings)
+    assert len(folders(tmp_path / "cache")) == 4
+
+
+def test_changed_content_is_another_cache(pictures, make, tmp_path):
+    make(pictures)
+    file = pictures / "1" / "deep" / "3.png"
+    save(file, grey(61))
+    os.utime(file, ns=(1, 1))
+    assert 61 in levels(make(pictures)) and 60 not in levels(make(pictures))
+    assert len(folders(tmp_path / "cache")) == 2
+
+
+def test_renamed_picture_is_another_cache(pictures, make, tmp_path):
+    make(pictures)
+    (pictures / "1" / "deep" / "3.png").rename(pictures / "0" / "deep" / "3.png")
+    assert make(pictures, labels=True).labels.tolist().count(0) == 6
+    assert len(folders(tmp_path / "cache")) == 2
+
+
+BROKEN = {
+    "truncated": lambda folder: os.truncate(folder / "images.u8", 100),
+    "longer": lambda folder: os.truncate(folder / "images.u8", 10_000),
+    "no images": lambda folder: (folder / "images.u8").unlink(),
+    "no meta": lambda folder: (folder / "meta.json").unlink(),
+    "half meta": lambda folder: (folder / "meta.json").write_text('{"names": ["0/'),
+    "binary meta": lambda folder: (folder / "meta.json").write_bytes(b"\xff\xfe\0"),
+    "other meta": lambda folder: (folder / "meta.json").write_text("[1, 2]"),
+    "names alone": lambda folder: (folder / "meta.json").write_text(
+        json.dumps({"names": json.loads((folder / "meta.json").read_text())["names"]})
+    ),
+}
+
+
+@pytest.mark.parametrize("harm", BROKEN)
+def test_broken_cache_is_built_again(pictures, make, tmp_path, harm):
+    make(pictures)
+    (name,) = folders(tmp_path / "cache")
+    BROKEN[harm](tmp_path / "cache" / name)
+    assert levels(make(pictures)) == list(range(0, 200, 20))
+    assert folders(tmp_path / "cache") == [name]
+    meta = json.loads((tmp_path / "cache" / name / "meta.json").read_text())
+    assert len(meta["names"]) == 10 and meta["unreadable"] == []
+
+
+@pytest.mark.parametrize("index", ["", "[]", '{"0/deep/0.png": 3}', '{"0/deep/0.png": []}'])
+def test_broken_index_is_made_again(pictures, make, tmp_path, index):
+    make(pictures)
+    (file,) = (tmp_path / "cache").glob("index-*.json")
+    before = file.read_text()
+    file.write_text(index)
+    assert levels(make(pictures)) == list(range(0, 200, 20))
+    assert file.read_text() == before
+
+
+@pytest.mark.parametrize("stale", [False, True], ids=["fresh", "over a broken one"])
+def test_two_at_once(pictures, make, tmp_path, monkeypatch, stale):
+    if stale:
+        make(pictures)
+        (name,) = folders(tmp_path / "cache")
+        BROKEN["truncated"](tmp_path / "cache" / name)
+    build, gate, results, built = cache._build, threading.Barrier(2, timeout=20), [], []
+
+    def together(*args):
+        gate.wait()
+        build(*args)
+        built.append(1)
+
+    monkeypatch.setattr(cache, "_build", together)
+
+    def work():
+        decoding = Decoding(8, 8, 3, "crop")
+        results.append(decoded(Source(pictures), decoding, root=tmp_path / "cache"))
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == len(built) == 2
+    assert torch.equal(results[0][0], results[1][0]) and results[0][1] == results[1][1]
+    assert sorted(results[0][0][:, 0, 0, 0].tolist()) == list(range(0, 200, 20))
+    assert len(folders(tmp_path / "cache")) == 1
+    assert not list((tmp_path / "cache").rglob("*tmp*"))
+
+
+class Full(io.BytesIO):
+    def write(self, _):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("at", ["images.u8", "meta.json", "index"])
+def test_full_disk_leaves_nothing(pictures, make, tmp_path, monkeypatch, at):
+    write_whole = cache.write_whole
+
+    def full(path, content, *args, **more):
+        if path.name.startswith(at):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write_whole(path, content, *args, **more)
+
+    with monkeypatch.context() as patch:
+        if at == "images.u8":
+            patch.setattr(cache, "open", lambda *_: Full(), raising=False)
+        else:
+            patch.setattr(cache, "write_whole", full)
+        with pytest.raises(OSError) as caught:
+            make(pictures)
+    assert caught.value.errno == errno.ENOSPC
+    left = [path.name for path in (tmp_path / "cache").iterdir() if not path.name.startswith("index-")]
+    assert left == []
+    assert levels(make(pictures)) == list(range(0, 200, 20))
+
+
+def test_only_what_changed_is_read_again(pictures, make, monkeypatch):
+    make(pictures)
+    names, read = [], Source.read
+
+    def counted(self, name):
+        names.append(name)
+        return read(self, name)
+
+    monkeypatch.setattr(Source, "read", counted)
+    make(pictures)
+    assert names == []
+    file = pictures / "0" / "deep" / "4.png"
+    os.utime(file, ns=(1, 1))  # touched: read for its hash, which is the same, so that nothing is decoded
+    make(pictures)
+    assert names == ["0/deep/4.png"]
+    names.clear()
+    save(pictures / "0" / "deep" / "new.png", grey(33))
+    Source(pictures).fingerprints(pictures.parent / "cache")
+    assert names == ["0/deep/new.png"]

@@ -1,0 +1,168 @@
+"""Each law: its CDF, inverse, density and samples are those of one and the same law."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from gancli import laws
+from gancli.errors import UserError
+from gancli.runtime import seeded
+
+SAMPLES = [-1.0, 0.0, 0.0, 0.5, 2.0, 5.0]
+CASES = {
+    "Normal": {"mean": -2.0, "std": 0.5},
+    "Exponential": {"rate": 3.0},
+    "Uniform": {"low": -1.0, "high": 4.0},
+    "GaussianMixture": {"means": [-2.0, 0.0, 3.0], "stds": [0.3, 1.0, 0.5], "weights": [1.0, 2.0, 5.0]},
+    "Table": {},
+}
+
+
+def walk(kind):
+    for child in kind.__subclasses__():
+        if child.__module__ == laws.__name__:
+            yield child
+        yield from walk(child)
+
+
+KINDS = sorted(walk(laws.Law), key=lambda kind: kind.__name__)
+
+
+@pytest.fixture(params=KINDS, ids=lambda kind: kind.__name__)
+def law(request, tmp_path):
+    settings = dict(CASES[request.param.__name__])  # a new law needs a case above
+    if request.param is laws.Table:
+        file = tmp_path / "samples.txt"
+        file.write_text("\n".join(map(str, SAMPLES)))
+        settings["path"] = str(file)
+    return request.param(**settings)
+
+
+def test_every_law_is_walked():
+    assert {kind.__name__ for kind in KINDS} >= set(CASES)
+
+
+def test_round_trip(law):
+    u = torch.linspace(0.001, 0.999, 997, dtype=torch.float64)
+    x = law.inverse_cdf(u)
+    assert x.dtype == torch.float64
+    assert (law.cdf(x) - u).abs().max() < 1e-10
+    assert (law.inverse_cdf(law.cdf(x)) - x).abs().max() < 1e-7
+    assert (x.diff() > 0).all()
+
+
+def test_samples_follow_the_cdf(law):
+    count = 20_000
+    samples = law.sample(count, seeded(0, "laws"))
+    assert samples.dtype == torch.float32 and samples.shape == (count,)
+    share = law.cdf(samples.sort().values)
+    steps = torch.arange(count + 1, dtype=torch.float64) / count
+    distance = torch.maximum((share - steps[:-1]).abs().max(), (share - steps[1:]).abs().max())
+    assert distance < 0.0115  # the 1 % point of Kolmogorov's statistic
+    assert torch.equal(samples, law.sample(count, seeded(0, "laws")))
+
+
+def test_density_integrates_to_one(law):
+    low, high = law.inverse_cdf(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist()
+    edges = torch.linspace(low, high, 200_001, dtype=torch.float64)
+    density = law.density((edges[1:] + edges[:-1]) / 2)
+    assert (density >= 0).all()
+    assert float((density * edges.diff()).sum()) == pytest.approx(1, abs=1e-4)
+
+
+def test_density_is_the_derivative_of_the_cdf(law):
+    x = law.inverse_cdf(torch.linspace(0.013, 0.987, 50, dtype=torch.float64))
+    slope = (law.cdf(x + 1e-5) - law.cdf(x - 1e-5)) / 2e-5
+    assert (slope - law.density(x)).abs().max() < 1e-5
+
+
+def test_ends(law):
+    ends = law.inverse_cdf(torch.tensor([0.0, 1.0]))
+    assert torch.isfinite(ends).all() and ends[0] < ends[1]
+    assert torch.isfinite(law.density(ends)).all()
+    far = torch.tensor([-1e6, 1e6])
+    assert law.cdf(far).tolist() == [0.0, 1.0]
+    assert law.density(far).tolist() == [0.0, 0.0]
+
+
+def test_any_shape_and_stride(law):
+    u = torch.linspace(0.05, 0.95, 12, dtype=torch.float64)
+    for shaped in (u.view(3, 4), u.view(3, 4).T, u.view(4, 3)[:, 1]):
+        x = law.inverse_cdf(shaped)
+        assert x.shape == shaped.shape
+        assert (law.cdf(x) - shaped).abs().max() < 1e-10
+        strided = torch.stack([x, x], dim=-1)[..., 0]  # a column of a wider tensor
+        assert torch.equal(law.density(strided), law.density(strided.contiguous()))
+
+
+def test_table_text_and_npy_agree(tmp_path):
+    (tmp_path / "a.txt").write_text("\n".join(map(str, SAMPLES)))
+    np.save(tmp_path / "a.npy", np.array(SAMPLES)[:, None])
+    text, binary = (laws.Table(path=str(tmp_path / name)) for name in ("a.txt", "a.npy"))
+    assert text.x.tolist() == binary.x.tolist() == [-1.0, 0.0, 0.5, 2.0, 5.0]
+    assert text.u.tolist() == binary.u.tolist() == pytest.approx([0, 0.4, 0.6, 0.8, 1])
+
+
+def test_table_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.txt").write_text("1\n2\n")
+    assert laws.Table(path="~/a.txt").x.tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("words.txt", b"one\ntwo\n", "not readable as a table of numbers"),
+        ("bad.npy", b"not numpy", "not readable as a table of numbers"),
+        ("empty.npy", b"", "not readable as a table of numbers"),
+        ("empty.txt", b"", "at least two different, finite numbers"),
+        ("same.txt", b"3\n3\n3\n", "at least two different, finite numbers"),
+        ("nan.txt", b"1\n2\nnan\n", "at least two different, finite numbers"),
+        ("inf.txt", b"1\n2\ninf\n", "at least two different, finite numbers"),
+    ],
+)
+def test_bad_tables(tmp_path, name, content, says):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # numpy's, of an empty file
+        with pytest.raises(UserError, match=says) as caught:
+            laws.Table(path=str(path))
+    assert f"path={path}" in str(caught.value)
+
+
+def test_missing_table(tmp_path):
+    with pytest.raises(UserError, match=r"path=.*none\.txt: not readable"):
+        laws.Table(path=str(tmp_path / "none.txt"))
+
+
+def test_mixture_weights():
+    law = laws.GaussianMixture(means=[-10.0, 10.0], stds=[1.0, 1.0], weights=[1.0, 3.0])
+    assert law.weights == [0.25, 0.75]
+    assert float(law.cdf(torch.tensor(0.0))) == pytest.approx(0.25)
+    assert float((law.sample(4000, seeded(1)) > 0).float().mean()) == pytest.approx(0.75, abs=0.02)
+    assert laws.GaussianMixture(means=[0.0, 1.0], stds=[1.0, 1.0]).weights == [0.5, 0.5]
+    lone = laws.GaussianMixture(means=[0.0, 9.0], stds=[1.0, 1.0], weights=[1.0, 0.0])
+    assert float(lone.inverse_cdf(torch.tensor(0.5))) == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "says"),
+    [
+        ("Normal", {"std": 0.0}, "std=0.0: must be above 0"),
+        ("Exponential", {"rate": -1.0}, "rate=-1.0: must be above 0"),
+        ("Uniform", {"low": 1.0, "high": 1.0}, "low=1.0, high=1.0: low must be below high"),
+        ("GaussianMixture", {"means": [], "stds": []}, "as many of each, at least one"),
+        ("GaussianMixture", {"means": [0.0], "stds": [1.0, 2.0]}, "as many of each"),
+        ("GaussianMixture", {"means": [0.0], "stds": [1.0], "weights": [1.0, 1.0]}, "as many of each"),
+        ("GaussianMixture", {"means": [0.0], "stds": [-1.0]}, "stds=-1.0: must be above 0"),
+        ("GaussianMixture", {"means": [0.0, 1.0], "stds": [1.0, 1.0], "weights": [2.0, -1.0]}, "shares of 0 or more"),
+        ("GaussianMixture", {"means": [0.0], "stds": [1.0], "weights": [0.0]}, "not all 0"),
+    ],
+)
+def test_bad_values(kind, settings, says):
+    with pytest.raises(ValueError) as caught:
+        getattr(laws, kind)(**settings)
+    assert says in str(caught.value)

@@ -142,12 +142,12 @@ class Monitor:
             f"D {values['loss/discriminator']:.3f}, G {values['loss/generator']:.3f}, "
             f"right on real {values['accuracy/real']:.2f}, on fake {values['accuracy/fake']:.2f}"
         )
-        self.bar.set_postfix_str(text)
+        left = timedelta(seconds=round(trainer.seconds / max(trainer.progress, 1e-9) * (1 - trainer.progress)))
+        # The bar counts images and cannot know of a budget in minutes.
+        self.bar.set_postfix_str(text if trainer.minutes is None else f"{text}, {left} left at most")
         if self.bar.disable and (time.monotonic() - self._last_line > 10 or trainer.progress >= 1.0):
             self._last_line = time.monotonic()
-            left = timedelta(seconds=round(trainer.seconds / max(trainer.progress, 1e-9) * (1 - trainer.progress)))
-            speed = values["speed/images_per_second"]
-            done = f"{trainer.images:,} images ({trainer.progress:.0%})"
+            done, speed = f"{trainer.images:,} images ({trainer.progress:.0%})", values["speed/images_per_second"]
             log.info("%s: %s; %s images/s, %s left", done, text, f"{speed:,.0f}", left)
 
     def _draw(self, trainer: Trainer, *, also: Path | None = None) -> None:

@@ -58,23 +58,24 @@ class CelebA(Images):
     """CelebA's aligned faces, 178x218 cut to a square (Liu et al., ICCV 2015); unlabelled.
 
     root: holds celeba/img_align_celeba/ or celeba/img_align_celeba.zip, and celeba/list_eval_partition.txt,
-    whose test part is held out; without that list every tenth is. Raises UserError.
+    whose test part is held out; without that list every tenth is. download: let torchvision fetch them
+    (it needs the package gdown). Raises UserError.
     """
 
     def __init__(
-        self, *, root: str = "data", resolution: int = 64, flip: bool = True, cache: str = "~/.cache/gancli"
+        self,
+        *,
+        root: str = "data",
+        download: bool = True,
+        resolution: int = 64,
+        flip: bool = True,
+        cache: str = "~/.cache/gancli",
     ) -> None:
         base = Path(root).expanduser() / "celeba"
-        places = [base / "img_align_celeba", base / "img_align_celeba.zip"]
-        found = next((place for place in places if place.exists()), None)
-        if found is None:
-            raise UserError(
-                f"dataset.root={root}: CelebA is not there, and its licence allows no download from here. "
-                f"Put these there:\n  {places[0].absolute()}/ (or the .zip)\n"
-                f"  {(base / 'list_eval_partition.txt').absolute()}"
-            )
         images, names = decoded(
-            Source(found), Decoding(*_sides(resolution), channels=3, fit="crop"), root=Path(cache).expanduser()
+            Source(_faces(base, download)),
+            Decoding(*_sides(resolution), channels=3, fit="crop"),
+            root=Path(cache).expanduser(),
         )
         held = torch.arange(len(names)) % 10 == 0
         partition = base / "list_eval_partition.txt"
@@ -82,6 +83,25 @@ class CelebA(Images):
             parts = dict(line.split()[:2] for line in partition.read_text().splitlines() if line.strip())
             held = torch.tensor([parts.get(Path(name).name) == "2" for name in names])
         super().__init__(images, train=torch.nonzero(~held)[:, 0], held=torch.nonzero(held)[:, 0], flip=flip)
+
+
+def _faces(base: Path, download: bool) -> Path:
+    places = [base / "img_align_celeba", base / "img_align_celeba.zip"]
+    reason = "dataset.download=false"
+    if download and not any(place.exists() for place in places):
+        try:
+            from torchvision.datasets import CelebA as Downloaded
+
+            Downloaded(base.parent, split="all", download=True)
+        except Exception as failed:  # whatever the network, the server or the disk said
+            reason = "download failed: " + (str(failed).splitlines() or [type(failed).__name__])[0]
+    for place in places:
+        if place.exists():
+            return place
+    raise UserError(
+        f"dataset.root={base.parent}: CelebA is not there, and {reason}. Put these there:\n"
+        f"  {places[0].absolute()}/ (or {places[1].name})\n  {(base / 'list_eval_partition.txt').absolute()}"
+    )
 
 
 def _sides(resolution: int | Sequence[int]) -> tuple[int, int]:

@@ -139,7 +139,7 @@ class Table(Law):
             read = np.load(file, allow_pickle=False) if file.suffix == ".npy" else np.loadtxt(file, delimiter=",")
             values = np.unique(np.asarray(read, dtype=np.float64))
             counts = np.searchsorted(np.sort(np.ravel(read)), values, side="right")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise UserError(f"path={path}: not readable as a table of numbers: {error}") from None
         if len(values) < 2 or not np.isfinite(values).all():
             raise UserError(f"path={path}: a law needs at least two different, finite numbers")
@@ -155,7 +155,7 @@ class Table(Law):
 
     def density(self, x: Tensor) -> Tensor:
         slope = self.u.diff() / self.x.diff()
-        index = torch.searchsorted(self.x, x.double(), right=True).clamp(1, len(self.x) - 1) - 1
+        index = torch.searchsorted(self.x, x.double().contiguous(), right=True).clamp(1, len(self.x) - 1) - 1
         return torch.where((x >= self.x[0]) & (x <= self.x[-1]), slope[index], 0.0)
 
 

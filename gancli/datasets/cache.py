@@ -6,6 +6,7 @@ picture's name and content and of how it is decoded, so neither a copied nor a c
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import io
@@ -32,6 +33,7 @@ from gancli.errors import UserError
 
 log = logging.getLogger(__name__)
 THREADS = os.cpu_count() or 1
+UNREADABLE = "unreadable"  # in place of a hash; looked at again each time
 SHOWN = 10  # unreadable files named in a message
 
 
@@ -67,7 +69,9 @@ def _flat(image: Image.Image) -> Image.Image:
     """Transparency over white, 16 bits down to 8."""
     if image.mode.startswith("I") or image.mode == "F":
         array = np.asarray(image, dtype=np.float64)
-        return Image.fromarray((array / (257 if array.max() > 255 else 1)).clip(0, 255).astype(np.uint8))
+        return Image.fromarray(
+            (array / (257 if image.mode.startswith("I;16") or array.max() > 255 else 1)).clip(0, 255).astype(np.uint8)
+        )
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -113,16 +117,16 @@ class Source:
         place = hashlib.blake2b(str(self.path.resolve()).encode(), digest_size=16).hexdigest()
         index = root / f"index-{place}.json"
         known = _json(index)
-        stamps = {name: (stat := (self.path / name).stat(), [stat.st_size, stat.st_mtime_ns])[1] for name in self.names}
+        stamps = {name: _stamp(self.path / name) for name in self.names}
 
         def look(name: str) -> str:
             before = known.get(name)
-            if isinstance(before, list) and before[:2] == stamps[name]:
+            if isinstance(before, list) and before[:2] == stamps[name] and before[2:] != [UNREADABLE]:
                 return str(before[2])
             try:
                 return hashlib.blake2b(self.read(name), digest_size=16).hexdigest()
             except OSError:
-                return "unreadable"
+                return UNREADABLE
 
         with ThreadPoolExecutor(THREADS) as pool:
             hashes = dict(zip(self.names, pool.map(look, self.names), strict=True))
@@ -155,15 +159,27 @@ def decoded(
     return mapped.view(len(names), *shape), names
 
 
+def _stamp(path: Path) -> list[int]:
+    try:
+        stat = path.stat()
+    except OSError:  # a link to nowhere; reading it will say so
+        return [0, 0]
+    return [stat.st_size, stat.st_mtime_ns]
+
+
 def _whole(folder: Path, decoding: Decoding) -> bool:
-    names, file = _json(folder / "meta.json").get("names"), folder / "images.u8"
+    meta, file = _json(folder / "meta.json"), folder / "images.u8"
+    names = meta.get("names")
+    if not isinstance(names, list) or not isinstance(meta.get("unreadable"), list):
+        return False
     size = decoding.channels * decoding.height * decoding.width
-    return isinstance(names, list) and file.is_file() and file.stat().st_size == len(names) * size
+    return file.is_file() and file.stat().st_size == len(names) * size
 
 
 def _build(source: Source, decoding: Decoding, folder: Path) -> None:
     """Decodes next to `folder` and renames. Another run that was quicker wins, and its work is used."""
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.{id(source)}.tmp")
+    broken = temporary.with_suffix(".broken")
     temporary.mkdir(parents=True)
     try:
         names, bad = [], []
@@ -178,7 +194,8 @@ def _build(source: Source, decoding: Decoding, folder: Path) -> None:
                     file.write(array.tobytes())
         write_whole(temporary / "meta.json", json.dumps({"names": names, "unreadable": bad}).encode())
         if folder.exists() and not _whole(folder, decoding):
-            shutil.rmtree(folder)
+            with contextlib.suppress(FileNotFoundError):  # another run was quicker
+                os.rename(folder, broken)
         try:
             os.rename(temporary, folder)
         except OSError as error:
@@ -186,6 +203,7 @@ def _build(source: Source, decoding: Decoding, folder: Path) -> None:
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(broken, ignore_errors=True)
 
 
 def _attempt(source: Source, decoding: Decoding) -> Callable[[str], np.ndarray[Any, Any] | None]:

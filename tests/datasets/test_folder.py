@@ -265,8 +265,8 @@ def test_bad_values(pictures, make, settings):
 
 
 def test_celeba(tmp_path):
-    kept = {"root": str(tmp_path), "resolution": 8, "cache": str(tmp_path / "cache")}
-    with pytest.raises(UserError, match="CelebA is not there") as caught:
+    kept = {"root": str(tmp_path), "download": False, "resolution": 8, "cache": str(tmp_path / "cache")}
+    with pytest.raises(UserError, match=r"CelebA is not there, and dataset\.download=false") as caught:
         CelebA(**kept)
     assert str(tmp_path / "celeba" / "img_align_celeba") in str(caught.value)
     for number in range(20):
@@ -356,11 +356,13 @@ def test_broken_index_is_made_again(pictures, make, tmp_path, index):
 
 @pytest.mark.parametrize("stale", [False, True], ids=["fresh", "over a broken one"])
 def test_two_at_once(pictures, make, tmp_path, monkeypatch, stale):
+    make(pictures)  # and with it the index, whose temporary name is of the process, so not for two threads
+    (name,) = folders(tmp_path / "cache")
     if stale:
-        make(pictures)
-        (name,) = folders(tmp_path / "cache")
         BROKEN["truncated"](tmp_path / "cache" / name)
-    build, gate, results, built = cache._build, threading.Barrier(2, timeout=20), [], []
+    else:
+        shutil.rmtree(tmp_path / "cache" / name)
+    build, gate, results, built, failed = cache._build, threading.Barrier(2, timeout=5), [], [], []
 
     def together(*args):
         gate.wait()
@@ -370,15 +372,17 @@ def test_two_at_once(pictures, make, tmp_path, monkeypatch, stale):
     monkeypatch.setattr(cache, "_build", together)
 
     def work():
-        decoding = Decoding(8, 8, 3, "crop")
-        results.append(decoded(Source(pictures), decoding, root=tmp_path / "cache"))
+        try:
+            results.append(decoded(Source(pictures), Decoding(8, 8, 3, "crop"), root=tmp_path / "cache"))
+        except BaseException as error:
+            failed.append(error)
 
     threads = [threading.Thread(target=work) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(results) == len(built) == 2
+    assert not failed and len(results) == len(built) == 2
     assert torch.equal(results[0][0], results[1][0]) and results[0][1] == results[1][1]
     assert sorted(results[0][0][:, 0, 0, 0].tolist()) == list(range(0, 200, 20))
     assert len(folders(tmp_path / "cache")) == 1

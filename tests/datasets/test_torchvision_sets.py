@@ -10,6 +10,7 @@ from typing import get_args
 import pytest
 import torch
 
+from gancli.datasets.folder import CelebA
 from gancli.datasets.stacked_mnist import StackedMNIST
 from gancli.datasets.torchvision_sets import Name, TorchvisionSet, files_of
 from gancli.errors import UserError
@@ -58,10 +59,12 @@ def test_idx_files_are_read(tmp_path, network, kind):
     assert data.shape == (1, 28, 28) and len(data) == 4 and data.num_classes == 10
     batch, labels = data.batch(0, size=4, seed=0)
     values = {int(label): float(image[0, 0, 0]) for image, label in zip(batch, labels, strict=True)}
-    assert values == pytest.approx({1: 10 / 127.5 - 1, 2: 20 / 127.5 - 1, 3: 30 / 127.5 - 1, 9: 40 / 127.5 - 1})
+    assert values == pytest.approx(
+        {1: 10 / 127.5 - 1, 2: 20 / 127.5 - 1, 3: 30 / 127.5 - 1, 9: 40 / 127.5 - 1}, abs=1e-6
+    )
     held, held_labels = data.holdout(100)
     assert held_labels.tolist() == [4, 5, 6, 0]
-    assert held[:, 0, 5, 5].tolist() == pytest.approx([value / 127.5 - 1 for value in (110, 120, 130, 140)])
+    assert held[:, 0, 5, 5].tolist() == pytest.approx([value / 127.5 - 1 for value in (110, 120, 130, 140)], abs=1e-6)
     assert not network
 
 
@@ -127,6 +130,12 @@ def test_stacked_mnist(tmp_path, network, held):
 
 
 def test_stacked_mnist_missing(tmp_path, network):
-    with pytest.raises(UserError, match="MNIST is not there, and dataset.download=false"):
+    with pytest.raises(UserError, match=r"MNIST is not there, and dataset\.download=false"):
         StackedMNIST(root=str(tmp_path), download=False)
     assert not network
+
+
+def test_celeba_that_cannot_be_fetched(tmp_path):
+    with pytest.raises(UserError, match="CelebA is not there, and download failed: ") as caught:
+        CelebA(root=str(tmp_path), cache=str(tmp_path / "cache"))
+    assert str(tmp_path / "celeba" / "img_align_celeba") in str(caught.value)

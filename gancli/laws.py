@@ -137,6 +137,8 @@ class Table(Law):
         file = Path(path).expanduser()
         try:
             read = np.load(file, allow_pickle=False) if file.suffix == ".npy" else np.loadtxt(file, delimiter=",")
+            if np.squeeze(read).ndim != 1:
+                raise ValueError(f"it has the shape {np.shape(read)}, not one column")
             values = np.unique(np.asarray(read, dtype=np.float64))
             counts = np.searchsorted(np.sort(np.ravel(read)), values, side="right")
         except (OSError, ValueError, EOFError) as error:

@@ -15,11 +15,12 @@ from torch.nn.functional import relu, softplus
 class Loss(ABC):
     """Both players' losses.
 
-    threshold: a logit above it counts as "real" in the accuracies.
+    threshold: a logit above it counts as "real" in the accuracies; None where only differences of logits
+    mean something, and the middle between the means of real and fake takes its place.
     relativistic: the generator's loss looks at the real logits too.
     """
 
-    threshold: float = 0.0
+    threshold: float | None = 0.0
     relativistic: bool = False
 
     @abstractmethod
@@ -73,6 +74,8 @@ class Hinge(Loss):
 class Wasserstein(Loss):
     """Difference of means (Arjovsky et al., ICML 2017, eq. 2); keep the critic Lipschitz by a penalty."""
 
+    threshold = None
+
     def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
         return fake_logits - real_logits
 
@@ -84,6 +87,7 @@ class Relativistic(Loss):
     """Pairs of a real and a fake sample (Jolicoeur-Martineau, ICLR 2019; Huang et al., NeurIPS 2024, eq. 2)."""
 
     relativistic = True
+    threshold = None
 
     def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
         return softplus(fake_logits - real_logits)

@@ -25,6 +25,7 @@ from gancli.game import looking
 from gancli.runtime import seeded
 
 if TYPE_CHECKING:
+    from gancli.losses import Loss
     from gancli.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -94,7 +95,7 @@ class Monitor:
         for name, value in record.items():
             if isinstance(value, float):
                 self._add(name, value)
-        for name, value in judged(real_logits, fake_logits, trainer.game.loss.threshold).items():
+        for name, value in judged(real_logits, fake_logits, trainer.game.loss).items():
             self._add(name, value)
         images, before = trainer.images, trainer.images - trainer.step_images
         if images // self.every > before // self.every or trainer.progress >= 1.0:
@@ -124,7 +125,7 @@ class Monitor:
         values["game/distance_to_saddle"] = abs(values["game/value"] - SADDLE_VALUE)
         with looking(game.discriminator), game.autocast():
             holdout = game.discriminator(*self.real)
-        values["accuracy/holdout"] = (holdout > game.loss.threshold).float().mean().item()
+        values["accuracy/holdout"] = (holdout > _threshold(real_logits, fake_logits, game.loss)).float().mean().item()
         values |= {f"lr/{player}": optimizer.lr for player, optimizer in trainer.optimizers.items()}
         values["speed/images_per_second"] = (images - self._last_images) / max(now - self._last_time, 1e-9)
         self._last_images, self._last_time = images, now
@@ -174,15 +175,23 @@ class Monitor:
             write_whole(path, b"".join(lines))
 
 
-def judged(real_logits: Tensor, fake_logits: Tensor, threshold: float) -> dict[str, Tensor]:
-    """Accuracies, mean logits and the value of the game, E log D(x) + E log(1 - D(G(z))), D = sigmoid(logit)."""
+def judged(real_logits: Tensor, fake_logits: Tensor, loss: Loss) -> dict[str, Tensor]:
+    """Accuracies, mean logits, and the value of the game E log D(x) + E log(1 - D(G(z))), whatever the loss.
+
+    D is the sigmoid of the logit's distance to the loss's threshold.
+    """
+    threshold = _threshold(real_logits, fake_logits, loss)
     return {
         "accuracy/real": (real_logits > threshold).float().mean(),
         "accuracy/fake": (fake_logits <= threshold).float().mean(),
         "logits/real": real_logits.mean(),
         "logits/fake": fake_logits.mean(),
-        "game/value": logsigmoid(real_logits).mean() + logsigmoid(-fake_logits).mean(),
+        "game/value": logsigmoid(real_logits - threshold).mean() + logsigmoid(threshold - fake_logits).mean(),
     }
+
+
+def _threshold(real_logits: Tensor, fake_logits: Tensor, loss: Loss) -> Tensor | float:
+    return (real_logits.mean() + fake_logits.mean()) / 2 if loss.threshold is None else loss.threshold
 
 
 def _images_of(line: bytes) -> float:

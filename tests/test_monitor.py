@@ -6,7 +6,7 @@ import pytest
 from conftest import TINY
 from PIL import Image
 
-from gancli.monitor import Monitor
+from gancli.monitor import Monitor, judged
 
 SCALARS = {
     "loss/discriminator", "loss/generator", "accuracy/real", "accuracy/fake", "accuracy/holdout", "game/value",
@@ -77,3 +77,25 @@ def test_rows_past_the_checkpoint_are_forgotten(tmp_path):
     path.write_text('{"images": 16, "a": 1}\n{"images": 32, "a": 2}\n{"images": 48, "a"')
     Monitor(tmp_path, settings={})._forget_after(16)
     assert path.read_text() == '{"images": 16, "a": 1}\n'
+
+
+def test_a_shift_of_all_logits_means_nothing_to_a_relativistic_loss():
+    import torch
+
+    from gancli.losses import NonSaturating, Relativistic
+
+    real, fake = torch.tensor([3.0, 2.0, 1.5, 0.5]), torch.tensor([0.0, 1.0, 0.5, -1.0])
+    plain, moved = judged(real, fake, Relativistic()), judged(real + 9, fake + 9, Relativistic())
+    assert plain["game/value"] == pytest.approx(moved["game/value"].item())
+    assert moved["accuracy/real"] == 0.75 and moved["accuracy/fake"] == 0.75  # the middle is at 0.9375
+    assert judged(real + 9, fake + 9, NonSaturating())["accuracy/fake"] == 0.0
+
+
+def test_at_the_saddle_point_the_value_of_the_game_is_minus_log_4():
+    import torch
+
+    from gancli.losses import Minimax
+    from gancli.monitor import SADDLE_VALUE
+
+    zero = torch.zeros(4)
+    assert judged(zero, zero, Minimax())["game/value"].item() == pytest.approx(SADDLE_VALUE)

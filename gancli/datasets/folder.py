@@ -80,8 +80,8 @@ class CelebA(Images):
         held = torch.arange(len(names)) % 10 == 0
         partition = base / "list_eval_partition.txt"
         if partition.is_file():
-            parts = dict(line.split()[:2] for line in partition.read_text().splitlines() if line.strip())
-            held = torch.tensor([parts.get(Path(name).name) == "2" for name in names])
+            test = {line.split()[0] for line in partition.read_text().splitlines() if line.split()[1:] == ["2"]}
+            held = torch.tensor([Path(name).name in test for name in names])
         super().__init__(images, train=torch.nonzero(~held)[:, 0], held=torch.nonzero(held)[:, 0], flip=flip)
 
 

@@ -29,8 +29,11 @@ class Mixture(Drawn):
         return self.centres[labels] + self.std * torch.randn(count, 2, generator=rng), labels
 
     def density(self, points: Tensor) -> Tensor:
-        squared = torch.cdist(points.float(), self.centres.to(points.device)).square()
-        return torch.exp(-0.5 * squared / self.std**2).mean(1) / (2 * pi * self.std**2)
+        centres = self.centres.to(points.device)
+        parts = []
+        for some in points.float().split(4096):  # all the distances at once would be gigabytes
+            parts.append(torch.exp(-0.5 * torch.cdist(some, centres).square() / self.std**2).mean(1))
+        return torch.cat(parts) / (2 * pi * self.std**2)
 
 
 class GaussianRing(Mixture):

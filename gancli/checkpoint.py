@@ -12,6 +12,7 @@ import logging
 import os
 import pickle
 import re
+import threading
 import zipfile
 import zlib
 from pathlib import Path
@@ -123,7 +124,7 @@ def read(file: Path) -> dict[str, Any]:
 
 def write_whole(path: Path, content: bytes | memoryview) -> None:
     """Writes under a temporary name, flushes to the disk, renames. Leaves nothing behind on failure."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         with open(temporary, "wb") as file:
             file.write(content)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from math import pi, sqrt
+from math import inf, pi, sqrt
 from pathlib import Path
 
 import numpy as np
@@ -172,5 +172,5 @@ def _inside(u: Tensor) -> Tensor:
 
 
 def _positive(name: str, value: float) -> None:
-    if value <= 0:
-        raise ValueError(f"{name}={value}: must be above 0")
+    if not 0 < value < inf:
+        raise ValueError(f"{name}={value}: must be above 0 and finite")

@@ -120,6 +120,7 @@ def test_table_home(tmp_path, monkeypatch):
         ("empty.txt", b"", "at least two different, finite numbers"),
         ("same.txt", b"3\n3\n3\n", "at least two different, finite numbers"),
         ("nan.txt", b"1\n2\nnan\n", "at least two different, finite numbers"),
+        ("wide.txt", b"1,2\n3,4\n", "not one column"),
         ("inf.txt", b"1\n2\ninf\n", "at least two different, finite numbers"),
     ],
 )
@@ -152,6 +153,7 @@ def test_mixture_weights():
     ("kind", "settings", "says"),
     [
         ("Normal", {"std": 0.0}, "std=0.0: must be above 0"),
+        ("Normal", {"std": float("nan")}, "std=nan: must be above 0"),
         ("Exponential", {"rate": -1.0}, "rate=-1.0: must be above 0"),
         ("Uniform", {"low": 1.0, "high": 1.0}, "low=1.0, high=1.0: low must be below high"),
         ("GaussianMixture", {"means": [], "stds": []}, "as many of each, at least one"),

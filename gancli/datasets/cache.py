@@ -69,9 +69,8 @@ def _flat(image: Image.Image) -> Image.Image:
     """Transparency over white, 16 bits down to 8."""
     if image.mode.startswith("I") or image.mode == "F":
         array = np.asarray(image, dtype=np.float64)
-        return Image.fromarray(
-            (array / (257 if image.mode.startswith("I;16") or array.max() > 255 else 1)).clip(0, 255).astype(np.uint8)
-        )
+        scale = 257 if image.mode.startswith("I") or array.max() > 255 else 1  # Pillow's integers are 16 bits deep
+        return Image.fromarray((array / scale).round().clip(0, 255).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -113,7 +112,8 @@ class Source:
     def fingerprints(self, root: Path) -> dict[str, str]:
         """A hash of each picture's content. What did not change since the last time is not read again."""
         if self.archive is not None:  # its directory has them
-            return {name: f"{self.archive.getinfo(name).CRC:08x}" for name in self.names}
+            entries = {name: self.archive.getinfo(name) for name in self.names}
+            return {name: f"{entry.CRC:08x}-{entry.file_size}" for name, entry in entries.items()}
         place = hashlib.blake2b(str(self.path.resolve()).encode(), digest_size=16).hexdigest()
         index = root / f"index-{place}.json"
         known = _json(index)
@@ -121,7 +121,7 @@ class Source:
 
         def look(name: str) -> str:
             before = known.get(name)
-            if isinstance(before, list) and before[:2] == stamps[name] and before[2:] != [UNREADABLE]:
+            if isinstance(before, list) and len(before) == 3 and before[:2] == stamps[name] and before[2] != UNREADABLE:
                 return str(before[2])
             try:
                 return hashlib.blake2b(self.read(name), digest_size=16).hexdigest()

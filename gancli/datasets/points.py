@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import pi
+from math import ceil, pi
 
 import torch
 from torch import Tensor
@@ -32,7 +32,8 @@ class Mixture(Drawn):
         centres = self.centres.to(points.device)
         parts = []
         for some in points.float().split(4096):  # all the distances at once would be gigabytes
-            parts.append(torch.exp(-0.5 * torch.cdist(some, centres).square() / self.std**2).mean(1))
+            squared = (some[:, None] - centres).square().sum(2)  # cdist would round far more
+            parts.append(torch.exp(-0.5 * squared / self.std**2).mean(1))
         return torch.cat(parts) / (2 * pi * self.std**2)
 
 
@@ -66,7 +67,8 @@ class SwissRoll(Drawn):
         self.std = std
         self.shape = (2,)
         # The density is a mean over the curve, taken at points closer than the noise is wide.
-        self._quadrature = Mixture(self._curve((torch.arange(2048) + 0.5) / 2048), std=std)
+        count = max(2048, ceil(10 / std))
+        self._quadrature = Mixture(self._curve((torch.arange(count) + 0.5) / count), std=std)
 
     @staticmethod
     def _curve(share: Tensor) -> Tensor:

@@ -86,6 +86,21 @@ def test_density_is_that_of_the_points(name):
     assert float(data.density(torch.cartesian_prod(cells, cells)).mean()) == pytest.approx(float(inside), abs=0.02)
 
 
+@pytest.mark.parametrize(
+    "make", [GaussianRing, GaussianGrid, lambda: SwissRoll(std=0.001)], ids=["ring", "grid", "roll"]
+)
+def test_density_is_exact_where_it_is_sharp(make):
+    data = make()
+    points = data.draw(100, seeded(0))[0]
+    if isinstance(data, SwissRoll):
+        centres = data._curve((torch.arange(50_000) + 0.5) / 50_000).double()
+    else:
+        centres = data.centres.double()
+    squared = (points.double()[:, None] - centres).square().sum(-1)
+    exact = torch.exp(-0.5 * squared / data.std**2).mean(1) / (2 * pi * data.std**2)
+    assert ((data.density(points) - exact) / exact).abs().max() < 1e-3
+
+
 def test_density_at_a_centre():
     data = Mixture(torch.tensor([[0.0, 0.0], [100.0, 0.0]]), std=0.5)
     assert float(data.density(torch.zeros(1, 2))) == pytest.approx(0.5 / (2 * pi * 0.25))

@@ -32,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("overrides", nargs="*", default=["train.images=40_000", "checkpoint.every=1_000"])
+    parser.add_argument("overrides", nargs="*", default=["train.images=100_000", "checkpoint.every=2_000"])
     options = parser.parse_args()
     moments = random.Random(options.seed)
     work = Path(tempfile.mkdtemp())
@@ -41,17 +41,15 @@ def main() -> None:
     began = time.monotonic()
     with open(work / "log.txt", "w") as log:
         subprocess.run([*command, f"hydra.run.dir={whole}"], check=True, stdout=log, stderr=log)
-        length = time.monotonic() - began
+        final, state = Checkpoints(whole / "checkpoints").pick("last")
+        training = state["seconds"]
+        starting = time.monotonic() - began - training
         kills = 0
         while kills < options.kills:
             process = subprocess.Popen([*command, f"hydra.run.dir={killed}"], stdout=log, stderr=log)
             try:
-                process.wait(moments.uniform(0.05, 0.9) * length)
-                if (
-                    Checkpoints(killed / "checkpoints").files()[-1].name
-                    == Checkpoints(whole / "checkpoints").files()[-1].name
-                ):
-                    break  # it reached its end before all the kills were due
+                process.wait(moments.uniform(0.5 * starting, starting + 0.18 * training))
+                break  # it reached its end before all the kills were due
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGKILL)
                 process.wait()
@@ -59,6 +57,7 @@ def main() -> None:
                 files = Checkpoints(killed / "checkpoints").files()
                 print(f"kill {kills}: newest checkpoint {files[-1].name if files else 'none yet'}", flush=True)
         subprocess.run([*command, f"hydra.run.dir={killed}"], check=True, stdout=log, stderr=log)
+    assert (killed / "checkpoints" / final.name).exists(), "both ended after as many images"
     (_, a), (_, b) = (Checkpoints(folder / "checkpoints").pick("last") for folder in (whole, killed))
     a, b = leaves(a), leaves(b)
     assert a.keys() == b.keys()

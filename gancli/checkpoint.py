@@ -35,7 +35,7 @@ class Checkpoints:
     """The checkpoints of one run.
 
     folder: made at the first `save`. every: images between two, also written at the end and on a signal.
-    keep: how many of the newest stay; the best, where a metric chose one, stays besides.
+    keep: how many of the newest stay. A file best.pt, if something chose one, stays besides.
     """
 
     def __init__(self, folder: Path, *, every: int = 50_000, keep: int = 3) -> None:
@@ -89,7 +89,8 @@ class Checkpoints:
         file = self.folder / "best.pt" if which == "best" else self.folder / _named(which)
         if not file.exists():
             there = ", ".join(str(int(file.stem.split("-")[1])) for file in files) or "none"
-            raise UserError(f"checkpoint={which}: not in {self.folder}; say last or a number of images of: {there}")
+            why = "nothing chose a best one" if which == "best" else "not"
+            raise UserError(f"checkpoint={which}: {why} in {self.folder}; say last or a number of images of: {there}")
         try:
             return file, read(file)
         except Unreadable as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +25,7 @@ commands:
 {commands}
 
 examples:
-  gancli train                                   8x8 digits on the CPU, about a minute
+  gancli train                                   8x8 digits on the CPU, a minute and a half
   gancli train dataset=folder dataset.path=photos dataset.resolution=64
   gancli sample run=outputs/train/DATE/TIME count=64
 
@@ -77,25 +76,25 @@ def _dispatch(command: str, overrides: list[str]) -> int:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from gancli.errors import UserError
+    from gancli.errors import Diverged, UserError
 
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions come to us, who word them
     try:
         if command == "train":
             overrides = _resumed(overrides)
         _hydra(command, overrides)
-    except UserError as error:
-        return _refuse(str(error))
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException) as error:  # some of them are OSErrors too
         from gancli.hints import explain
 
         return _refuse(explain(error, command, overrides))
-    except OSError as error:
-        return _refuse(_worded(error))
+    except (UserError, Diverged, OSError) as error:
+        return _ended(error)
     except ValueError as error:
-        if not isinstance(error.__cause__, OSError):
-            raise
-        return _refuse(_worded(error.__cause__))  # logging could not open its file
+        if isinstance(error.__cause__, OSError):  # logging could not open its file
+            return _ended(error.__cause__)
+        if "Config group override must be" in str(error):
+            return _refuse(f"{error}; a group has no null, name a choice (penalty=none for no penalty)")
+        raise
     except KeyboardInterrupt:
         return 130
     except SystemExit as end:
@@ -116,19 +115,20 @@ def _hydra(command: str, overrides: list[str]) -> None:
 def _guarded(command: str, cfg: DictConfig) -> None:
     """The command on resolved settings; its expected endings become an exit status."""
     from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
     from omegaconf import OmegaConf
 
     from gancli.errors import Diverged, UserError
 
     logging.captureWarnings(True)
     settings: Any = OmegaConf.to_container(cfg, resolve=True)
+    hydra = HydraConfig.get()
     try:
         if command == "train":
             from pathlib import Path
 
             from gancli.train import run as train_run
 
-            hydra = HydraConfig.get()
             stopped = train_run(settings, folder=Path(hydra.runtime.output_dir), overrides=list(hydra.overrides.task))
             if stopped:
                 sys.exit(128 + stopped)
@@ -136,32 +136,40 @@ def _guarded(command: str, cfg: DictConfig) -> None:
             from gancli.sample import run as sample_run
 
             sample_run(settings)
-    except UserError as error:
-        sys.exit(_refuse(str(error)))
-    except Diverged as error:
-        logging.getLogger(__name__).error("diverged: %s", error)
-        sys.exit(1)
-    except OSError as error:
-        sys.exit(_refuse(_worded(error)))
+    except (UserError, Diverged, OSError) as error:
+        if hydra.mode == RunMode.MULTIRUN:  # the other jobs of a sweep still run; the first failure is told again
+            logging.getLogger(__name__).error("this job failed: %s", error)
+            raise
+        sys.exit(_ended(error))
+
+
+def _ended(error: Exception) -> int:
+    """Tells an expected ending and returns its exit status."""
+    from gancli.errors import Diverged
+
+    if isinstance(error, Diverged):
+        print(f"gancli: diverged: {error}", file=sys.stderr)
+        return 1
+    return _refuse(_worded(error) if isinstance(error, OSError) else str(error))
 
 
 def _resumed(overrides: list[str]) -> list[str]:
-    """For `resume=<run folder>`: the settings of that run, then those given now, in that folder."""
-    folders = [text.partition("=")[2] for text in overrides if text.startswith("resume=")]
-    if not folders or folders[-1] in ("auto", "never"):
+    """For `resume=<run folder>`: Hydra works in that folder, if it is one."""
+    given = [index for index, text in enumerate(overrides) if text.startswith("resume=")]
+    which = overrides[given[-1]].partition("=")[2].strip("'\"") if given else "never"
+    if which in ("auto", "never"):
         return overrides
     from pathlib import Path
 
-    from gancli import config, run_folder
+    from gancli.errors import UserError
 
-    folder = Path(folders[-1].strip("'\"")).expanduser()
-    before = run_folder.overrides_of(folder)
-    trust = [name for text in overrides if text.startswith("trust=") for name in re.findall(r"[\w.]+", text[6:])]
-    config.load_run(folder, trust=trust)
-    given = {text.partition("=")[0].lstrip("+~") for text in overrides}
-    kept = [text for text in before if text.partition("=")[0].lstrip("+~") not in given | {"resume", "trust"}]
-    at = max(index for index, text in enumerate(overrides) if text.startswith("resume="))
-    return [*overrides[:at], *kept, *overrides[at:][:1], f"hydra.run.dir='{folder}'", *overrides[at + 1 :]]
+    folder = Path(which).expanduser()
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"resume={which}: not a run folder, it has no config.yaml; or say resume=auto or resume=never")
+    if {"-m", "--multirun"} & set(overrides):
+        raise UserError(f"resume={which}: continues one run, so not with -m; a sweep goes on with resume=auto")
+    quoted = str(folder).replace("'", "\\'")
+    return [*overrides[: given[-1] + 1], f"hydra.run.dir='{quoted}'", *overrides[given[-1] + 1 :]]
 
 
 def _complete(argv: list[str]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import math
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -16,7 +17,10 @@ import yaml
 from gancli.errors import UserError
 
 TRUSTED = ("gancli.", "torch.optim.")
-MAY_CHANGE = ("train.images", "train.minutes", "log", "checkpoint", "device.threads", "resume", "trust")
+MAY_CHANGE = (
+    *("train.images", "train.minutes", "log", "checkpoint", "device.threads", "resume", "trust"),
+    *("dataset.root", "dataset.path", "dataset.cache", "dataset.download"),  # where the data is, not what it is
+)
 
 
 def config_dir() -> Path:
@@ -100,6 +104,10 @@ def check(settings: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     for key, hint in expected.items():
         if not fits(settings[key], hint):
             errors.append(f"{key}={settings[key]}: expected {_name(hint)}")
+    built = [f"{key}." for key, _ in nodes(settings)]
+    for key, value in leaves(settings):
+        if key not in expected and not key.startswith(tuple(built)):
+            errors.append(f"{key}={value}: nothing reads this setting{nearest(key, settings)}")
     for key, node in nodes(settings):
         try:
             target = resolve(node["_target_"], key=key)
@@ -141,9 +149,9 @@ def fits(value: Any, hint: Any) -> bool:
             return False
         return all(fits(item, inner[min(i, len(inner) - 1)]) for i, item in enumerate(value)) if inner else True
     if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
     if hint in (bool, str):
         return isinstance(value, hint)
     if hint is types.NoneType:

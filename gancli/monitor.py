@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from gancli import pictures
 from gancli.checkpoint import write_whole
+from gancli.config import leaves
 from gancli.game import looking
 from gancli.runtime import seeded
 
@@ -46,7 +47,7 @@ class Monitor:
         *,
         settings: Mapping[str, Any],
         every: int = 2_000,
-        pictures: int = 25_000,
+        pictures: int = 50_000,
         samples: int = 64,
         holdout: int = 256,
     ) -> None:
@@ -77,7 +78,7 @@ class Monitor:
         self.limits = None if real.ndim == 4 else pictures.limits(real)
         if trainer.images == 0:
             self.writer.add_text("config", "```yaml\n" + _yaml(self.settings) + "```", 0)
-            values = {key: value for key, value in _flat(self.settings) if isinstance(value, (bool, int, float, str))}
+            values = {key: value for key, value in leaves(self.settings) if isinstance(value, (bool, int, float, str))}
             for summary in hparams(values, {"loss/discriminator": 0.0, "loss/generator": 0.0, "accuracy/holdout": 0.0}):
                 self.writer._get_file_writer().add_summary(summary)
             self._show("samples/real", real[:count], trainer)
@@ -201,12 +202,6 @@ def _images_of(line: bytes) -> float:
         return math.inf  # a line cut short by the end of the process
 
 
-def _flat(settings: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    if not isinstance(settings, Mapping):
-        return [(prefix, settings)]
-    return [leaf for key, value in settings.items() for leaf in _flat(value, f"{prefix}.{key}" if prefix else str(key))]
-
-
 def _yaml(settings: Mapping[str, Any]) -> str:
     import yaml
 
@@ -215,10 +210,14 @@ def _yaml(settings: Mapping[str, Any]) -> str:
 
 def _quiet_writer_thread() -> None:
     """TensorBoard's thread passes its OSError (a full disk) on to us; its own traceback says nothing more."""
-    shown = threading.excepthook
+    if threading.excepthook is not _all_but_os_errors:
+        global _shown
+        _shown, threading.excepthook = threading.excepthook, _all_but_os_errors
 
-    def hook(args: threading.ExceptHookArgs) -> None:
-        if not isinstance(args.exc_value, OSError):
-            shown(args)
 
-    threading.excepthook = hook
+_shown = threading.excepthook
+
+
+def _all_but_os_errors(args: threading.ExceptHookArgs) -> None:
+    if not isinstance(args.exc_value, OSError):
+        _shown(args)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import platform
-import re
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,7 +26,6 @@ except ImportError:  # not a POSIX system: two runs in one folder are then not t
     fcntl = None  # type: ignore[assignment]
 
 log = logging.getLogger(__name__)
-_SETTING = re.compile(r"[+~]{0,2}(?!hydra\b)[A-Za-z_][\w./@]*(=|$)")
 
 
 @contextmanager
@@ -42,18 +41,24 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def continues(folder: Path, settings: Mapping[str, Any]) -> bool:
-    """Whether the run in `folder` is to go on. Raises UserError where that would lose or mix up something."""
-    resume = str(settings["resume"])
+def continued(folder: Path, settings: Mapping[str, Any], *, overrides: list[str]) -> tuple[dict[str, Any], bool]:
+    """The settings to train by, and whether a run in `folder` goes on.
+
+    With `resume=<folder>` they are the run's own, with what `overrides` give on top. Compares texts only,
+    and imports nothing that they name. Raises UserError where going on would lose or mix up something.
+    """
+    resume, settings = str(settings["resume"]), dict(settings)
     if not (folder / "config.yaml").exists():
-        if resume not in ("auto", "never"):
-            raise UserError(
-                f"resume={resume}: not a run folder, it has no config.yaml; or say resume=auto or resume=never"
-            )
-        return False
+        return settings, False
     if resume == "never":
         raise UserError(f"{folder} holds a run already; resume=auto continues it, or choose another hydra.run.dir")
-    saved = config.load_run(folder, trust=[str(node["_target_"]).split(".")[0] for _, node in config.nodes(settings)])
+    if resume == "auto":
+        saved = config.load_run(
+            folder, trust=[str(node["_target_"]).split(".")[0] for _, node in config.nodes(settings)]
+        )
+    else:
+        saved = config.load_run(folder, trust=settings["trust"])
+        settings = _on_top(saved, settings, overrides)
     changed = config.differences(saved, settings)
     if changed:
         raise UserError(
@@ -61,7 +66,23 @@ def continues(folder: Path, settings: Mapping[str, Any]) -> bool:
             + "\n  ".join(changed)
             + "\nUse the run's own settings, or start a new run in another hydra.run.dir."
         )
-    return True
+    return settings, True
+
+
+def _on_top(saved: Mapping[str, Any], settings: Mapping[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """The saved settings, with those of `settings` that `overrides` speak of."""
+    merged: dict[str, Any] = copy.deepcopy(dict(saved))
+    for override in overrides:
+        key = override.lstrip("+~").partition("=")[0]
+        *way, last = key.partition("@")[2].split(".") if "@" in key else key.split(".")
+        into, value = merged, settings
+        for name in way:
+            into, value = into.setdefault(name, {}), value.get(name, {})
+        if last in value:
+            into[last] = value[last]
+        else:
+            into.pop(last, None)
+    return merged
 
 
 def describe(folder: Path, settings: Mapping[str, Any], *, overrides: list[str]) -> None:
@@ -76,23 +97,6 @@ def describe(folder: Path, settings: Mapping[str, Any], *, overrides: list[str])
     }
     write_whole(folder / "run.json", json.dumps(facts, indent=2).encode())
     write_whole(folder / "config.yaml", yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True).encode())
-
-
-def overrides_of(folder: Path) -> list[str]:
-    """The overrides with which the run in `folder` was started. Raises UserError.
-
-    They are data: settings of the run, not of Hydra, which could be told to build things.
-    """
-    try:
-        overrides = json.loads((folder / "run.json").read_text(encoding="utf-8"))["overrides"]
-    except (OSError, ValueError, KeyError, TypeError):
-        overrides = None
-    if not (folder / "config.yaml").is_file() or not isinstance(overrides, list):
-        raise UserError(f"resume={folder}: not a run folder (its config.yaml or run.json is missing or damaged)")
-    strange = [str(text) for text in overrides if not _SETTING.match(str(text))]
-    if strange:
-        raise UserError(f"resume={folder}: its run.json has overrides that are no settings of a run: {strange}")
-    return [str(text) for text in overrides]
 
 
 def _commit() -> str | None:

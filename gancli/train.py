@@ -26,13 +26,12 @@ def run(settings: dict[str, Any], *, folder: Path, overrides: list[str]) -> int:
     Raises UserError, Diverged, OSError.
     """
     with run_folder.locked(folder):
-        resuming = run_folder.continues(folder, settings)  # first: it compares texts and imports nothing they name
+        settings, resuming = run_folder.continued(folder, settings, overrides=overrides)
         config.check(settings, PLAIN)
         trainer = assemble(settings, folder=folder)
         if resuming:
             resume(trainer, folder)
-        else:
-            run_folder.describe(folder, settings, overrides=overrides)
+        run_folder.describe(folder, settings, overrides=overrides)  # anew for a run that goes on: it may be longer
         trainer.fit()
         summarise(trainer, folder)
         return trainer.stopped_by or 0
@@ -107,7 +106,9 @@ def resume(trainer: Trainer, folder: Path) -> None:
     """Puts the trainer where the newest readable checkpoint stands; from the start where there is none."""
     state = trainer.checkpoints.newest()
     if state is None:
-        log.warning("%s has no readable checkpoint: the run starts anew", folder)
+        if trainer.checkpoints.files():
+            raise UserError(f"{trainer.checkpoints.folder}: no checkpoint here can be read; move it away to start anew")
+        log.warning("%s has no checkpoint yet: the run starts anew", folder)
         return
     try:
         trainer.load_state(state)

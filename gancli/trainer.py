@@ -141,8 +141,8 @@ class Trainer:
             f"the {player}'s {what} became {number} at step {self.step} (after {self.images} images); "
             "the update was not made.\n"
             f"  last good checkpoint: {files[-1] if files else 'none yet'}\n"
-            f"  try: a lower optimizer.{player}.lr, a larger penalty weight (penalty.r1.weight), "
-            "another loss, or device.precision=float32"
+            "  try, in a new run: a lower optimizer.discriminator.lr or optimizer.generator.lr, "
+            "a larger penalty weight (penalty.r1.weight), another loss, or device.precision=float32"
         )
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
@@ -159,6 +159,7 @@ class Trainer:
         return {
             "step": self.step,
             "shape": list(self.dataset.shape),
+            "samples": len(self.dataset),
             "num_classes": self.game.generator.num_classes,
             "seconds": self.seconds,
             "generator": self.game.generator.state_dict(),
@@ -169,7 +170,9 @@ class Trainer:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Goes on exactly where `state` was taken."""
+        """Goes on exactly where `state` was taken. Raises ValueError and what torch raises where it does not fit."""
+        if state["samples"] != len(self.dataset):
+            raise ValueError(f"the data set had {state['samples']} samples, and has {len(self.dataset)} now")
         self.game.generator.load_state_dict(state["generator"])
         self.game.discriminator.load_state_dict(state["discriminator"])
         self.ema.network.load_state_dict(state["ema"])

@@ -49,6 +49,11 @@ TRAIN = {  # overrides -> what the error must name
         ["dataset=swiss_roll", "conditional=true"],
         "conditional=true: this data set has no labels",
     ),
+    "a number too large": (["seed=99999999999999999999"], "seed=99999999999999999999: expected int"),
+    "no number": (["train.minutes=nan"], "train.minutes=nan: expected float"),
+    "a group that is null": (["penalty=null"], "penalty=none for no penalty"),
+    "a section that is null": (["ema=null"], "ema=None: nothing reads this setting"),
+    "a key that nothing reads": (["+foo=1"], "foo=1: nothing reads this setting"),
     "unknown class": (["loss._target_=gancli.losses.Hing"], "gancli.losses has no Hing; did you mean Hinge?"),
     "unknown module": (["loss._target_=mine.Loss"], "no module mine"),
     "a setting no class takes": (["+loss.margin=2"], "loss.margin: gancli.losses.NonSaturating has no such setting"),
@@ -203,17 +208,53 @@ def test_a_path_through_a_file(cli):
     refused(cli("train", *RUN), "run")
 
 
-@pytest.mark.parametrize("override", ["+hydra.callbacks.x._target_=os.abort", "--config-dir=/", "hydra/launcher=x"])
-def test_overrides_kept_in_a_run_folder_cannot_steer_hydra(trained, cli, tmp_path, override):
+@pytest.mark.parametrize(
+    "override",
+    ["+hydra.callbacks.x._target_=os.abort", "hydra/launcher=x", "experiment=../../evil", "loss._target_=this.s"],
+)
+def test_what_a_run_folder_says_of_its_overrides_is_never_composed(trained, cli, tmp_path, override):
     run = shutil.copytree(trained, tmp_path / "run")
     facts = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps(facts | {"overrides": [*facts["overrides"], override]}))
-    refused(cli("train", f"resume={run}", "train.images=128"), "no settings of a run")
-
-
-def test_overrides_kept_in_a_run_folder_cannot_name_other_classes(trained, cli, tmp_path):
-    run = shutil.copytree(trained, tmp_path / "run")
-    facts = json.loads((run / "run.json").read_text())
-    (run / "run.json").write_text(json.dumps(facts | {"overrides": [*facts["overrides"], "loss._target_=this.s"]}))
-    refused(cli("train", f"resume={run}", "train.images=128"), "gancli.losses.NonSaturating -> this.s")
+    assert cli("train", f"resume={run}", "train.images=128").status == 0
     assert "this" not in sys.modules
+
+
+def test_a_run_folder_that_names_foreign_classes_does_not_go_on(trained, cli, tmp_path):
+    run = shutil.copytree(trained, tmp_path / "run")
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace("gancli.losses.NonSaturating", "this.s"))
+    refused(cli("train", f"resume={run}", "train.images=128"), "runs their code")
+    assert "this" not in sys.modules
+
+
+def test_a_sweep_does_not_end_with_its_first_failure(cli):
+    result = cli("train", "-m", *TINY, "hydra.sweep.dir=sweep", "train.batch_size=5000,16")
+    refused(result, "train.batch_size=5000: larger than the data set")
+    assert Path("sweep/1/samples.png").exists()
+
+
+def test_no_run_is_erased_because_its_checkpoints_cannot_be_read(train, cli):
+    folder = train()
+    for file in (folder / "checkpoints").iterdir():
+        file.write_bytes(file.read_bytes()[:-100])
+    before = {
+        path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.suffix in (".pt", ".jsonl")
+    }
+    refused(cli("train", *RUN, "resume=auto"), "no checkpoint here can be read")
+    assert before == {path: path.read_bytes() for path in before}
+
+
+def test_other_data_in_the_same_place(trained, cli, tmp_path, monkeypatch):
+    from gancli.datasets.digits import Digits
+
+    run = shutil.copytree(trained, tmp_path / "run")
+    monkeypatch.setattr(Digits, "__len__", lambda self: 1000)
+    refused(cli("train", f"resume={run}", "train.images=128"), "the data set had 1617 samples, and has 1000 now")
+
+
+def test_a_run_made_longer_remembers_it(train, cli):
+    folder = train()
+    assert cli("train", f"resume={folder}", "train.images=96").status == 0
+    assert "images: 96" in (folder / "config.yaml").read_text()
+    refused(cli("train", "-m", f"resume={folder}"), "not with -m")

@@ -108,7 +108,7 @@ def test_a_loss_of_ones_own_needs_a_class_and_a_yaml(tmp_path):
     assert sampled.returncode == 0, "the loss is not built for it: " + sampled.stderr
     refused = shell("train", f"resume={tmp_path}/run", PYTHONPATH=str(tmp_path))
     assert refused.returncode == 2 and "trust=[package]" in refused.stderr
-    words = [f"--config-dir={tmp_path}/conf", f"resume={tmp_path}/run", "trust=[mine]"]
+    words = [f"resume={tmp_path}/run", "trust=[mine]", "train.images=96"]
     taken = shell("train", *words, PYTHONPATH=str(tmp_path))
     assert taken.returncode == 0, taken.stderr
 

@@ -116,7 +116,9 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(tmp_path, player)
     network = trainer.game.network(player)
     next(network.parameters()).register_hook(lambda gradient: gradient * float("inf"))
     before = {key: value.clone() for key, value in network.named_parameters()}
-    with pytest.raises(Diverged, match=rf"the {player}'s gradient became (nan|inf) at step 0 .*\n.*\n  try: a lower"):
+    with pytest.raises(
+        Diverged, match=rf"the {player}'s gradient became (nan|inf) at step 0 .*\n.*\n  try, in a new run: a lower"
+    ):
         trainer.train_step()
     assert all(torch.equal(before[key], value) for key, value in network.named_parameters())
 

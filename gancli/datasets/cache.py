@@ -34,6 +34,7 @@ from gancli.errors import UserError
 log = logging.getLogger(__name__)
 THREADS = os.cpu_count() or 1
 UNREADABLE = "unreadable"  # in place of a hash; looked at again each time
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # others, such as EPS, may start programs
 SHOWN = 10  # unreadable files named in a message
 
 
@@ -51,7 +52,7 @@ class Decoding:
 
     def __call__(self, content: bytes) -> np.ndarray[Any, Any]:
         """Raises what Pillow raises on what is no picture, and its bomb error on one too large to be meant."""
-        with Image.open(io.BytesIO(content)) as opened:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
             upright = ImageOps.exif_transpose(opened)
             image = _flat(upright).convert("L" if self.channels == 1 else "RGB")
         size = (self.width, self.height)

@@ -46,6 +46,7 @@ class Folder(Images):
         decoding = Decoding(*_sides(resolution), channels=channels, fit=fit)
         source = Source(Path(path).expanduser())
         images, names = decoded(source, decoding, root=Path(cache).expanduser(), unreadable=unreadable)
+        names = _unwrapped(names)
         train, held, depth = _split(names, holdout)
         if not len(train):
             raise UserError(f"dataset.path={path}: no image is left to train on; it has {len(names)}")
@@ -111,12 +112,20 @@ def _sides(resolution: int | Sequence[int]) -> tuple[int, int]:
     return sides[0], sides[1]
 
 
+def _unwrapped(names: list[str]) -> list[str]:
+    """The names without the folders that all of them lie in, such as the one a zip was made of."""
+    parts = [name.split("/") for name in names]
+    while min(map(len, parts)) > 2 and len({part[0] for part in parts}) == 1:
+        parts = [part[1:] for part in parts]
+    return ["/".join(part) for part in parts]
+
+
 def _split(names: list[str], holdout: float) -> tuple[Tensor, Tensor, int]:
     """Indices to train on and to hold out, and how many folders above an image are not its class."""
     tops = {name.split("/")[0] if "/" in name else "" for name in names}
     held = tops & set(HELD)
-    if "train" in tops and len(held) == 1 and len(tops) == 2:
-        log.info("folders train and %s are taken as the split", *held)
+    if held and tops == held | {"train"}:
+        log.info("folders train and %s are taken as the split", ", ".join(sorted(held)))
         training = torch.tensor([name.startswith("train/") for name in names])
         return torch.nonzero(training)[:, 0], torch.nonzero(~training)[:, 0], 1
     order = torch.randperm(len(names), generator=seeded("holdout"))

@@ -40,7 +40,7 @@ class DCGANGenerator(Generator):
         latent_dim: int,
         image_shape: Sequence[int],
         num_classes: int = 0,
-        channels: int = 64,
+        channels: int = 32,
         max_channels: int = 512,
         norm: Norm = "batch",
     ) -> None:
@@ -84,7 +84,7 @@ class DCGANDiscriminator(Discriminator):
         *,
         image_shape: Sequence[int],
         num_classes: int = 0,
-        channels: int = 64,
+        channels: int = 32,
         max_channels: int = 512,
         norm: Norm = "none",
         spectral_norm: bool = False,

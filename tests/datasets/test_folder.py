@@ -435,3 +435,33 @@ def test_only_what_changed_is_read_again(pictures, make, monkeypatch):
     save(pictures / "0" / "deep" / "new.png", grey(33))
     Source(pictures).fingerprints(pictures.parent / "cache")
     assert names == ["0/deep/new.png"]
+
+
+def small(path, shade):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8), (shade, shade, shade)).save(path)
+
+
+def test_train_val_and_test_together_are_a_split(tmp_path):
+    for part in ("train", "val", "test"):
+        for kind in ("cat", "dog"):
+            small(tmp_path / "photos" / part / kind / "0.png", 40)
+    found = Folder(path=str(tmp_path / "photos"), resolution=8, labels=True, cache=str(tmp_path / "cache"))
+    assert (len(found.train), len(found.held), found.num_classes) == (2, 4, 2)
+
+
+def test_the_folder_around_everything_is_no_class(tmp_path):
+    for kind in ("cat", "dog"):
+        for number in range(4):
+            small(tmp_path / "zipped" / "photos" / kind / f"{number}.png", 40 * number)
+    found = Folder(path=str(tmp_path / "zipped"), resolution=8, labels=True, cache=str(tmp_path / "cache"))
+    assert found.num_classes == 2
+
+
+def test_a_format_that_could_start_a_program_is_not_opened(tmp_path):
+    small(tmp_path / "photos" / "0.png", 40)
+    small(tmp_path / "photos" / "1.png", 80)
+    Image.new("RGB", (8, 8)).save(tmp_path / "script.eps")
+    shutil.copy(tmp_path / "script.eps", tmp_path / "photos" / "2.png")
+    with pytest.raises(UserError, match=r"1 of 3 images cannot be read: 2\.png"):
+        Folder(path=str(tmp_path / "photos"), resolution=8, unreadable="fail", cache=str(tmp_path / "cache"))

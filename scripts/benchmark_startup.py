@@ -15,7 +15,9 @@ import sys
 import tempfile
 import time
 
-ADAM = "import torch; torch.optim.Adam(torch.nn.Linear(2, 2).parameters())"
+ADAM = (
+    "import os, torch; torch.optim.Adam(torch.nn.Linear(2, 2).parameters()); os._exit(0)"  # both end without teardown
+)
 FIRST_STEP = """
 import os, tempfile
 from gancli import cli, trainer

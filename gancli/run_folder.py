@@ -58,7 +58,8 @@ def continued(folder: Path, settings: Mapping[str, Any], *, overrides: list[str]
         )
     else:
         saved = config.load_run(folder, trust=settings["trust"])
-        settings = _on_top(saved, settings, overrides)
+        if not any(override.startswith("experiment=") for override in overrides):  # which speaks of everything
+            settings = _on_top(saved, settings, overrides)
     changed = config.differences(saved, settings)
     if changed:
         raise UserError(
@@ -77,7 +78,9 @@ def _on_top(saved: Mapping[str, Any], settings: Mapping[str, Any], overrides: li
         *way, last = key.partition("@")[2].split(".") if "@" in key else key.split(".")
         into, value = merged, settings
         for name in way:
-            into, value = into.setdefault(name, {}), value.get(name, {})
+            child, below = into.get(name), value.get(name)
+            into[name] = child if isinstance(child, dict) else {}
+            into, value = into[name], below if isinstance(below, Mapping) else {}
         if last in value:
             into[last] = value[last]
         else:
@@ -86,17 +89,25 @@ def _on_top(saved: Mapping[str, Any], settings: Mapping[str, Any], overrides: li
 
 
 def describe(folder: Path, settings: Mapping[str, Any], *, overrides: list[str]) -> None:
-    """Writes config.yaml, which makes the folder a run, and run.json: versions, commit, overrides."""
+    """Writes config.yaml, which makes the folder a run, and adds to run.json: what was typed, versions, commit."""
     packages = ("torch", "torchvision", "numpy", "hydra-core", "omegaconf")
     facts = {
-        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "began": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "overrides": overrides,
         "versions": {"gancli": __version__, "python": platform.python_version()}
         | {name: metadata.version(name) for name in packages},
         "git_commit": _commit(),
     }
-    write_whole(folder / "run.json", json.dumps(facts, indent=2).encode())
+    record = {"sessions": [*_sessions(folder), facts]}
+    write_whole(folder / "run.json", json.dumps(record, indent=2).encode())
     write_whole(folder / "config.yaml", yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True).encode())
+
+
+def _sessions(folder: Path) -> list[Any]:
+    try:
+        return list(json.loads((folder / "run.json").read_text(encoding="utf-8"))["sessions"])
+    except (OSError, ValueError, KeyError, TypeError):  # the first session, or a file that somebody damaged
+        return []
 
 
 def _commit() -> str | None:

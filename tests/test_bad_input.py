@@ -214,8 +214,7 @@ def test_a_path_through_a_file(cli):
 )
 def test_what_a_run_folder_says_of_its_overrides_is_never_composed(trained, cli, tmp_path, override):
     run = shutil.copytree(trained, tmp_path / "run")
-    facts = json.loads((run / "run.json").read_text())
-    (run / "run.json").write_text(json.dumps(facts | {"overrides": [*facts["overrides"], override]}))
+    (run / "run.json").write_text(json.dumps({"sessions": [{"overrides": [override]}]}))
     assert cli("train", f"resume={run}", "train.images=128").status == 0
     assert "this" not in sys.modules
 
@@ -258,3 +257,16 @@ def test_a_run_made_longer_remembers_it(train, cli):
     assert cli("train", f"resume={folder}", "train.images=96").status == 0
     assert "images: 96" in (folder / "config.yaml").read_text()
     refused(cli("train", "-m", f"resume={folder}"), "not with -m")
+
+
+def test_a_recipe_typed_again_is_compared_as_a_whole(train, cli):
+    folder = train()
+    words = [word for word in TINY if "channels" not in word]
+    refused(cli("train", f"resume={folder}", "experiment=gaussian_ring", *words), "gancli.datasets.points.GaussianRing")
+
+
+def test_each_session_is_recorded(train, cli):
+    folder = train()
+    assert cli("train", f"resume={folder}", "train.images=96").status == 0
+    sessions = json.loads((folder / "run.json").read_text())["sessions"]
+    assert len(sessions) == 2 and sessions[1]["overrides"] == [f"resume={folder}", "train.images=96"]

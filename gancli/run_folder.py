@@ -98,15 +98,15 @@ def describe(folder: Path, settings: Mapping[str, Any], *, overrides: list[str])
         | {name: metadata.version(name) for name in packages},
         "git_commit": _commit(),
     }
-    record = {"sessions": [*_sessions(folder), facts]}
+    record = {"starts": [*_starts(folder), facts]}
     write_whole(folder / "run.json", json.dumps(record, indent=2).encode())
     write_whole(folder / "config.yaml", yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True).encode())
 
 
-def _sessions(folder: Path) -> list[Any]:
+def _starts(folder: Path) -> list[Any]:
     try:
-        return list(json.loads((folder / "run.json").read_text(encoding="utf-8"))["sessions"])
-    except (OSError, ValueError, KeyError, TypeError):  # the first session, or a file that somebody damaged
+        return list(json.loads((folder / "run.json").read_text(encoding="utf-8"))["starts"])
+    except (OSError, ValueError, KeyError, TypeError):  # the first start, or a file that somebody damaged
         return []
 
 

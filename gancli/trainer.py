@@ -59,7 +59,7 @@ class Trainer:
         self.seed, self.batch_size, self.length, self.minutes = seed, batch_size, images, minutes
         self.step_images = batch_size * update.discriminator_steps
         self.step = 0
-        self.seconds = 0.0  # of training, over all the sessions of the run
+        self.seconds = 0.0  # of training, over all the starts of the run
         self.stopped_by: signal.Signals | None = None
 
     @property

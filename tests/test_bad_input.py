@@ -214,7 +214,7 @@ def test_a_path_through_a_file(cli):
 )
 def test_what_a_run_folder_says_of_its_overrides_is_never_composed(trained, cli, tmp_path, override):
     run = shutil.copytree(trained, tmp_path / "run")
-    (run / "run.json").write_text(json.dumps({"sessions": [{"overrides": [override]}]}))
+    (run / "run.json").write_text(json.dumps({"starts": [{"overrides": [override]}]}))
     assert cli("train", f"resume={run}", "train.images=128").status == 0
     assert "this" not in sys.modules
 
@@ -265,8 +265,8 @@ def test_a_recipe_typed_again_is_compared_as_a_whole(train, cli):
     refused(cli("train", f"resume={folder}", "experiment=gaussian_ring", *words), "gancli.datasets.points.GaussianRing")
 
 
-def test_each_session_is_recorded(train, cli):
+def test_each_start_is_recorded(train, cli):
     folder = train()
     assert cli("train", f"resume={folder}", "train.images=96").status == 0
-    sessions = json.loads((folder / "run.json").read_text())["sessions"]
-    assert len(sessions) == 2 and sessions[1]["overrides"] == [f"resume={folder}", "train.images=96"]
+    starts = json.loads((folder / "run.json").read_text())["starts"]
+    assert len(starts) == 2 and starts[1]["overrides"] == [f"resume={folder}", "train.images=96"]

@@ -11,6 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,8 @@ from gancli.game import looking
 from gancli.runtime import seeded
 
 if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
     from gancli.losses import Loss
     from gancli.trainer import Trainer
 
@@ -60,33 +63,40 @@ class Monitor:
         self._sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
 
     def begin(self, trainer: Trainer) -> None:
-        """Opens the logs, forgetting what they say past the trainer's images, and fixes what will be looked at."""
-        from torch.utils.tensorboard import SummaryWriter
-        from torch.utils.tensorboard.summary import hparams
-
-        _quiet_writer_thread()
+        """Fixes what will be looked at, and forgets what the log says past the trainer's images."""
         self._forget_after(trainer.images)
         self.file = open(self.folder / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
-        self.writer = SummaryWriter(str(self.folder), purge_step=trainer.images + 1 if trainer.images else None)
         game, count = trainer.game, self.samples * (1 if len(trainer.dataset.shape) == 3 else 32)
         device = game.stream.device
         self.noise = game.prior.sample(count, seeded(trainer.seed, "preview")).to(device)
         classes = game.generator.num_classes
         self.labels = torch.arange(count, device=device) % classes if classes else None
         real, labels = trainer.dataset.holdout(max(self.holdout, count))
+        self.shown = real[:count]
         self.real = real[: self.holdout], labels[: self.holdout] if classes and labels is not None else None
         self.limits = None if real.ndim == 4 else pictures.limits(real)
-        if trainer.images == 0:
-            self.writer.add_text("config", "```yaml\n" + _yaml(self.settings) + "```", 0)
-            values = {key: value for key, value in leaves(self.settings) if isinstance(value, (bool, int, float, str))}
-            for summary in hparams(values, {"loss/discriminator": 0.0, "loss/generator": 0.0, "accuracy/holdout": 0.0}):
-                self.writer._get_file_writer().add_summary(summary)
-            self._show("samples/real", real[:count], trainer)
         self.bar = tqdm(
             total=trainer.length, initial=trainer.images, unit="img", unit_scale=True, disable=not sys.stderr.isatty()
         )
-        self._last_images, self._last_time = trainer.images, time.monotonic()
+        self._first_images = self._last_images = trainer.images
+        self._last_time = time.monotonic()
         self._last_line = 0.0
+
+    @cached_property
+    def writer(self) -> SummaryWriter:
+        """TensorBoard's, opened once there is something to write: its import takes half a second."""
+        from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard.summary import hparams
+
+        _quiet_writer_thread()
+        first = self._first_images
+        writer = SummaryWriter(str(self.folder), purge_step=first + 1 if first else None)
+        if not first:
+            writer.add_text("config", "```yaml\n" + _yaml(self.settings) + "```", 0)
+            values = {key: value for key, value in leaves(self.settings) if isinstance(value, (bool, int, float, str))}
+            for summary in hparams(values, {"loss/discriminator": 0.0, "loss/generator": 0.0, "accuracy/holdout": 0.0}):
+                writer._get_file_writer().add_summary(summary)
+        return writer
 
     def watch(self, trainer: Trainer, record: Record) -> None:
         """Takes in one step; writes when a tick is due."""
@@ -112,7 +122,8 @@ class Monitor:
                 self._draw(trainer, also=self.folder / "samples.png")
         finally:
             self.file.close()
-            self.writer.close()
+            if "writer" in vars(self):
+                self.writer.close()
 
     def _add(self, name: str, value: float | Tensor) -> None:
         total = self._sums[name]
@@ -154,6 +165,7 @@ class Monitor:
 
     def _draw(self, trainer: Trainer, *, also: Path | None = None) -> None:
         game = trainer.game
+        self._show("samples/real", self.shown, trainer)
         for tag, network in {"samples/raw": game.generator, "samples/ema": trainer.ema.network}.items():
             with looking(network), game.autocast():
                 array = self._show(tag, network(self.noise, self.labels).float(), trainer)

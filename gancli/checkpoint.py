@@ -134,7 +134,7 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
         os.replace(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and error.errno is not None:
             error.filename = str(path)  # a full disk does not say where it is
         raise
     if os.name == "posix":  # the rename itself reaches the disk with its folder

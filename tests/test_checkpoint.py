@@ -238,7 +238,7 @@ def test_pick_by_name_and_number(two: Checkpoints) -> None:
     ("which", "message"),
     [
         (150, "checkpoint=150: not in {folder}; say last or a number of images of: 100, 200"),
-        ("best", "checkpoint=best: not in {folder}; say last or a number of images of: 100, 200"),
+        ("best", "checkpoint=best: nothing chose a best one in {folder}; say last or a number of images of: 100, 200"),
         ("newest", "checkpoint=newest: say last, best or a number of images"),
         ("-1", "checkpoint=-1: say last, best or a number of images"),
         ("../200", "checkpoint=../200: say last, best or a number of images"),

@@ -35,7 +35,7 @@ class Checkpoints:
     """The checkpoints of one run.
 
     folder: made at the first `save`. every: images between two, also written at the end and on a signal.
-    keep: how many of the newest stay. A file best.pt, if something chose one, stays besides.
+    keep: how many of the newest stay. The file best.pt, which evaluations choose, stays besides.
     """
 
     def __init__(self, folder: Path, *, every: int = 50_000, keep: int = 3) -> None:
@@ -58,18 +58,36 @@ class Checkpoints:
 
         Raises OSError, with everything saved before still in place.
         """
-        buffer = io.BytesIO()
-        torch.save({"format": FORMAT, "images": images, **state}, buffer)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_whole(self.path(images), buffer.getbuffer())
+        self._write(self.path(images), state, images=images)
         others = [file for file in self.files() if file != self.path(images)]  # a damaged one may be newer
         for old in others[: max(0, len(others) + 1 - self.keep)]:
             old.unlink(missing_ok=True)
         return self.path(images)
 
-    def newest(self) -> dict[str, Any] | None:
-        """The newest state that can be read, or None; damaged ones are passed over with a warning."""
+    def save_best(self, state: dict[str, Any], *, images: int) -> None:
+        """Writes best.pt anew, whole or not at all. Raises OSError."""
+        self._write(self.folder / "best.pt", state, images=images)
+
+    def _write(self, path: Path, state: dict[str, Any], *, images: int) -> None:
+        buffer = io.BytesIO()
+        torch.save({"format": FORMAT, "images": images, **state}, buffer)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_whole(path, buffer.getbuffer())
+
+    def forget_after(self, images: int) -> None:
+        """Deletes checkpoints of later steps: a run that went back must not resume from them."""
+        for file in self.files():
+            if file.name > self.path(images).name:
+                file.unlink(missing_ok=True)
+
+    def newest(self, *, up_to: int | None = None) -> dict[str, Any] | None:
+        """The newest state that can be read, or None; damaged ones are passed over with a warning.
+
+        up_to: of those after at most so many images.
+        """
         for file in reversed(self.files()):
+            if up_to is not None and file.name > self.path(up_to).name:
+                continue
             try:
                 return read(file)
             except Unreadable as error:

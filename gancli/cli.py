@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 COMMANDS = {
     "train": "train a GAN and leave a run folder with checkpoints, pictures and logs",
     "sample": "make images with the generator of a run folder",
+    "evaluate": "measure the samples of a run, or one folder of images against another",
 }
 USAGE = """gancli {version}: train generative adversarial networks from composed YAML
 
@@ -28,6 +29,7 @@ examples:
   gancli train                                   8x8 digits on the CPU, a minute and a half
   gancli train dataset=folder dataset.path=photos dataset.resolution=64
   gancli sample run=outputs/train/DATE/TIME count=64
+  gancli evaluate run=outputs/train/DATE/TIME
 
 `gancli COMMAND --help` lists its groups, settings and more examples; `gancli --version` the version.
 """
@@ -43,7 +45,7 @@ def run(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(
             USAGE.format(
-                version=__version__, commands="\n".join(f"  {name:8}{text}" for name, text in COMMANDS.items())
+                version=__version__, commands="\n".join(f"  {name:10}{text}" for name, text in COMMANDS.items())
             )
         )
         return 0
@@ -70,6 +72,11 @@ def train(cfg: DictConfig) -> None:
 def sample(cfg: DictConfig) -> None:
     """What Hydra calls for `gancli sample`."""
     _guarded("sample", cfg)
+
+
+def evaluate(cfg: DictConfig) -> None:
+    """What Hydra calls for `gancli evaluate`."""
+    _guarded("evaluate", cfg)
 
 
 def _dispatch(command: str, overrides: list[str]) -> int:
@@ -108,7 +115,7 @@ def _hydra(command: str, overrides: list[str]) -> None:
     from gancli.config import config_dir
 
     sys.argv = [f"gancli {command}", *overrides]
-    task = {"train": train, "sample": sample}[command]
+    task = {"train": train, "sample": sample, "evaluate": evaluate}[command]
     hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=command)(task)()
 
 
@@ -132,10 +139,14 @@ def _guarded(command: str, cfg: DictConfig) -> None:
             stopped = train_run(settings, folder=Path(hydra.runtime.output_dir), overrides=list(hydra.overrides.task))
             if stopped:
                 sys.exit(128 + stopped)
-        else:
+        elif command == "sample":
             from gancli.sample import run as sample_run
 
             sample_run(settings)
+        else:
+            from gancli.evaluate import run as evaluate_run
+
+            evaluate_run(settings)
     except (UserError, Diverged, OSError) as error:
         if hydra.mode == RunMode.MULTIRUN:  # the other jobs of a sweep still run; the first failure is told again
             logging.getLogger(__name__).error("this job failed: %s", error)
@@ -145,10 +156,11 @@ def _guarded(command: str, cfg: DictConfig) -> None:
 
 def _ended(error: Exception) -> int:
     """Tells an expected ending and returns its exit status."""
-    from gancli.errors import Diverged
+    from gancli.errors import Collapsed, Diverged
 
     if isinstance(error, Diverged):
-        print(f"gancli: diverged: {error}", file=sys.stderr)
+        word = "collapsed" if isinstance(error, Collapsed) else "diverged"
+        print(f"gancli: {word}: {error}", file=sys.stderr)
         return 1
     return _refuse(_worded(error) if isinstance(error, OSError) else str(error))
 

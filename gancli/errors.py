@@ -1,4 +1,4 @@
-"""The two ways in which a run ends early and the user is told why."""
+"""The ways in which a run ends early and the user is told why."""
 
 
 class UserError(Exception):
@@ -7,3 +7,7 @@ class UserError(Exception):
 
 class Diverged(Exception):
     """Training met a number that is not finite and stopped before the update. Exit status 1."""
+
+
+class Collapsed(Diverged):
+    """The watch found samples that went bad, and was told to stop there. Exit status 1."""

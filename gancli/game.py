@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from gancli.augment import Augment, NoAugment
+
 if TYPE_CHECKING:
     from gancli.losses import Loss
     from gancli.networks.base import Discriminator, Generator
@@ -47,13 +49,17 @@ class Scored:
 
 @dataclass(kw_only=True)
 class Game:
-    """Generator against discriminator, over a loss, penalties on the discriminator, and a prior."""
+    """Generator against discriminator, over a loss, penalties on the discriminator, and a prior.
+
+    augment: what happens to samples before the discriminator sees them.
+    """
 
     generator: Generator
     discriminator: Discriminator
     loss: Loss
     prior: Prior
     stream: Stream
+    augment: Augment = field(default_factory=NoAugment)
     penalties: dict[str, Penalty] = field(default_factory=dict)
     autocast: Autocast = nullcontext
 
@@ -69,10 +75,15 @@ class Game:
         return samples.float()
 
     def score(self, samples: Tensor, labels: Tensor | None) -> Scored:
-        """D at `samples` (B, *shape), cut off from whatever made them."""
+        """D at `samples` (B, *shape), augmented, cut off from whatever made them."""
         inputs = samples.detach().requires_grad_()
+        seen = inputs
+        if self.augment.draws:
+            draws = self.augment.draws
+            uniform = self.stream.take(lambda count, rng: torch.rand(count, draws, generator=rng), len(samples))
+            seen = self.augment(inputs, uniform)
         with self.autocast():
-            logits = self.discriminator(inputs, labels)
+            logits = self.discriminator(seen, labels)
         return Scored(inputs, logits.float())
 
 

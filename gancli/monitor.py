@@ -108,6 +108,8 @@ class Monitor:
                 self._add(name, value)
         for name, value in judged(real_logits, fake_logits, trainer.game.loss).items():
             self._add(name, value)
+        if trainer.game.augment.draws:
+            self._add("augment/strength", trainer.game.augment.strength)
         images, before = trainer.images, trainer.images - trainer.step_images
         if images // self.every > before // self.every or trainer.progress >= 1.0:
             self._tick(trainer, real_logits, fake_logits)
@@ -116,14 +118,34 @@ class Monitor:
 
     def end(self, trainer: Trainer) -> None:
         """The last picture, and the logs closed."""
-        self.bar.close()
         try:
             if trainer.images:
                 self._draw(trainer, also=self.folder / "samples.png")
         finally:
-            self.file.close()
-            if "writer" in vars(self):
-                self.writer.close()
+            self._close()
+
+    def rewind(self, trainer: Trainer) -> None:
+        """The trainer went back: what was logged past its images is forgotten."""
+        self._close()
+        self.__dict__.pop("writer", None)
+        self.begin(trainer)
+
+    def _close(self) -> None:
+        self.bar.close()
+        self.file.close()
+        if "writer" in vars(self):
+            self.writer.close()
+
+    def state(self) -> dict[str, Any]:
+        """Sums since the last row, and that row, so that a resumed run logs the same numbers."""
+        latest = {name: value for name, value in self.latest.items() if not name.startswith("speed/")}
+        return {"sums": {name: [float(total), count] for name, (total, count) in self._sums.items()}, "latest": latest}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Goes on from `state`."""
+        self.latest = dict(state["latest"])
+        self._sums.clear()
+        self._sums.update({name: list(pair) for name, pair in state["sums"].items()})
 
     def _add(self, name: str, value: float | Tensor) -> None:
         total = self._sums[name]
@@ -137,7 +159,7 @@ class Monitor:
         values["game/distance_to_saddle"] = abs(values["game/value"] - SADDLE_VALUE)
         with looking(game.discriminator), game.autocast():
             holdout = game.discriminator(*self.real)
-        values["accuracy/holdout"] = (holdout > _threshold(real_logits, fake_logits, game.loss)).float().mean().item()
+        values["accuracy/holdout"] = (holdout > threshold_of(real_logits, fake_logits, game.loss)).float().mean().item()
         values |= {f"lr/{player}": optimizer.lr for player, optimizer in trainer.optimizers.items()}
         values["speed/images_per_second"] = (images - self._last_images) / max(now - self._last_time, 1e-9)
         self._last_images, self._last_time = images, now
@@ -193,7 +215,7 @@ def judged(real_logits: Tensor, fake_logits: Tensor, loss: Loss) -> dict[str, Te
 
     D is the sigmoid of the logit's distance to the loss's threshold.
     """
-    threshold = _threshold(real_logits, fake_logits, loss)
+    threshold = threshold_of(real_logits, fake_logits, loss)
     return {
         "accuracy/real": (real_logits > threshold).float().mean(),
         "accuracy/fake": (fake_logits <= threshold).float().mean(),
@@ -203,7 +225,8 @@ def judged(real_logits: Tensor, fake_logits: Tensor, loss: Loss) -> dict[str, Te
     }
 
 
-def _threshold(real_logits: Tensor, fake_logits: Tensor, loss: Loss) -> Tensor | float:
+def threshold_of(real_logits: Tensor, fake_logits: Tensor, loss: Loss) -> Tensor | float:
+    """The logit above which a sample counts as real."""
     return (real_logits.mean() + fake_logits.mean()) / 2 if loss.threshold is None else loss.threshold
 
 

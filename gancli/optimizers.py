@@ -20,12 +20,14 @@ class ScheduledOptimizer:
     """A torch optimizer whose scheduled settings are set anew before each step.
 
     make: `partial(torch.optim.Adam, lr=…)`, as the configuration describes it; parameters come here.
+    lr_factor: on top of whatever the learning rate is set to.
     """
 
     def __init__(self, make: partial[torch.optim.Optimizer], parameters: Iterable[nn.Parameter]) -> None:
         self.parameters = list(parameters)
         self.optimizer = make.func(self.parameters, **{key: at(value, 0.0) for key, value in make.keywords.items()})
-        self.scheduled = {key: value for key, value in make.keywords.items() if _moves(value)}
+        self.scheduled = {key: value for key, value in make.keywords.items() if key == "lr" or _moves(value)}
+        self.lr_factor = 1.0
 
     @property
     def lr(self) -> float:
@@ -35,6 +37,8 @@ class ScheduledOptimizer:
     def step(self, progress: float) -> None:
         """One update from the gradients at hand, which are then dropped."""
         settings = {key: at(value, progress) for key, value in self.scheduled.items()}
+        if "lr" in settings:
+            settings["lr"] *= self.lr_factor
         for group in self.optimizer.param_groups:
             group.update(settings)
         self.optimizer.step()

@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from gancli.checkpoint import write_whole
+from gancli.datasets.base import to_bytes
 
 Array = NDArray[np.uint8]
 Density = Callable[[Tensor], Tensor | None]
@@ -30,8 +31,7 @@ def to_uint8(images: Tensor) -> Array:
 
     What is not a number becomes mid-grey.
     """
-    levels = images.detach().float().nan_to_num(nan=0.0).mul(127.5).add(127.5).round().clamp(0, 255)
-    array: Array = levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    array: Array = to_bytes(images).permute(0, 2, 3, 1).contiguous().cpu().numpy()
     return array
 
 

@@ -52,12 +52,12 @@ def run(settings: dict[str, Any]) -> Path:
     out = _destination(settings, folder, file)
     runtime = build(settings["device"], key="device")
     prior = build(trained["prior"], key="prior")
-    generator = runtime.place(_generator(trained, state, prior, which=settings["weights"], file=file))
+    generator = runtime.place(generator_of(trained, state, prior, which=settings["weights"], file=file))
     points = len(state["shape"]) != 3
     if points and settings["format"] in ("png", "gif"):
         raise UserError(f"format={settings['format']}: this run makes points, not images; say grid or npz")
 
-    labels = _labels(settings["labels"], settings["count"], generator.num_classes)
+    labels = labels_for(settings["labels"], settings["count"], generator.num_classes)
     try:
         noise = noise_rows(prior, settings["count"], seed=settings["seed"], truncation=settings["truncation"])
     except ValueError as error:
@@ -96,7 +96,8 @@ def generated(
             yield made[:kept].float().cpu()
 
 
-def _generator(trained: dict[str, Any], state: dict[str, Any], prior: Prior, *, which: str, file: Path) -> Any:
+def generator_of(trained: dict[str, Any], state: dict[str, Any], prior: Prior, *, which: str, file: Path) -> Any:
+    """The generator that checkpoint `file` holds in `state`: `which` is ema or raw. Raises UserError."""
     known = {"latent_dim": prior.dim, "image_shape": tuple(state["shape"]), "num_classes": state["num_classes"]}
     generator = build(trained["network"]["generator"], key="network.generator", **known)
     try:
@@ -125,7 +126,8 @@ def _destination(settings: dict[str, Any], folder: Path, file: Path) -> Path:
     return out
 
 
-def _labels(asked: list[int] | int | None, count: int, num_classes: int) -> Tensor | None:
+def labels_for(asked: list[int] | int | None, count: int, num_classes: int) -> Tensor | None:
+    """Classes (count,) in turn: those asked for, or all; None for a run without. Raises UserError."""
     if not num_classes:
         if asked is not None:
             raise UserError(f"labels={asked}: this run was trained without labels; leave labels out")

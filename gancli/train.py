@@ -13,11 +13,12 @@ from gancli import config, run_folder
 from gancli.config import build
 from gancli.errors import UserError
 from gancli.game import Game
+from gancli.networks.packed import Packed, packed_shape
 from gancli.optimizers import ScheduledOptimizer
 from gancli.trainer import PLAYERS, Trainer
 
 log = logging.getLogger(__name__)
-PLAIN = {"seed": int, "conditional": bool, "resume": str, "trust": list[str]}
+PLAIN = {"seed": int, "conditional": bool, "pack": int, "resume": str, "trust": list[str]}
 
 
 def run(settings: dict[str, Any], *, folder: Path, overrides: list[str]) -> int:
@@ -59,6 +60,7 @@ def assemble(settings: Mapping[str, Any], *, folder: Path) -> Trainer:
         loss=loss,
         prior=prior,
         stream=runtime.stream(seed),
+        augment=build(settings["augment"], key="augment"),
         penalties=penalties,
         autocast=runtime.autocast,
     )
@@ -77,6 +79,15 @@ def assemble(settings: Mapping[str, Any], *, folder: Path) -> Trainer:
         dataset=dataset,
         checkpoints=build(settings["checkpoint"], folder / "checkpoints", key="checkpoint"),
         monitor=build(settings["log"], folder, key="log", settings=settings),
+        evaluation=build(
+            settings["evaluation"],
+            folder,
+            key="evaluation",
+            metric=settings["metric"],
+            dataset=dataset,
+            device=runtime.device,
+            watch=build(settings["watch"], key="watch"),
+        ),
         seed=seed,
     )
 
@@ -86,11 +97,13 @@ def networks(
 ) -> tuple[nn.Module, nn.Module]:
     """Generator and discriminator for data of `shape` and noise of `dim`; labels only where asked for."""
     known = {"image_shape": shape, "num_classes": num_classes if settings["conditional"] else 0}
-    parts = settings["network"]
-    return (
-        build(parts["generator"], key="network.generator", latent_dim=dim, **known),
-        build(parts["discriminator"], key="network.discriminator", **known),
-    )
+    parts, pack = settings["network"], settings["pack"]
+    generator = build(parts["generator"], key="network.generator", latent_dim=dim, **known)
+    if pack < 1 or (pack > 1 and known["num_classes"]):
+        raise UserError(f"pack={pack}: 1 for none, or more for a run without labels (conditional=false)")
+    known["image_shape"] = packed_shape(shape, pack)
+    discriminator = build(parts["discriminator"], key="network.discriminator", **known)
+    return generator, discriminator if pack == 1 else Packed(discriminator, pack=pack)
 
 
 def optimizer(settings: Mapping[str, Any], player: str, network: nn.Module) -> ScheduledOptimizer:
@@ -125,6 +138,14 @@ def summarise(trainer: Trainer, folder: Path) -> None:
     log.info("%s: %s images in %.0f s", how, f"{trainer.images:,}", trainer.seconds)
     if "game/value" in latest:
         log.info("value of the game %.3f (saddle point: -log 4 = -1.386)", latest["game/value"])
+    evaluation = trainer.evaluation
+    if evaluation.latest and evaluation.evaluator is not None and evaluation.evaluator.best is not None:
+        name = evaluation.evaluator.best[0]
+        log.info(
+            "%s %.4g now, %.4g at its best, after %s images; evaluation took %.1f %% of the time",
+            *(name, evaluation.latest[name], evaluation.best, f"{evaluation.best_images:,}"),
+            100 * evaluation.seconds / max(trainer.seconds, 1e-9),
+        )
     log.info("run folder    %s", folder)
     log.info("picture       %s", folder / "samples.png")
     log.info("checkpoint    %s", trainer.checkpoints.path(trainer.images))
@@ -132,6 +153,7 @@ def summarise(trainer: Trainer, folder: Path) -> None:
     if not finished:
         log.info("  gancli train resume=%s", folder)
     log.info("  gancli sample run=%s count=64", folder)
+    log.info("  gancli evaluate run=%s", folder)
     log.info("  tensorboard --logdir %s", folder)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import time
 from types import FrameType
@@ -14,12 +15,14 @@ from gancli.checkpoint import Checkpoints
 from gancli.datasets.base import Dataset
 from gancli.ema import EMA
 from gancli.errors import Diverged
+from gancli.evaluation import Evaluation
 from gancli.game import Game
-from gancli.monitor import Monitor
+from gancli.monitor import Monitor, threshold_of
 from gancli.optimizers import ScheduledOptimizer
 from gancli.runtime import random_state, set_random_state
 from gancli.updates import Stage, Update
 
+log = logging.getLogger(__name__)
 PLAYERS = ("generator", "discriminator")
 
 
@@ -39,6 +42,7 @@ class Trainer:
         dataset: Dataset,
         checkpoints: Checkpoints,
         monitor: Monitor,
+        evaluation: Evaluation,
         seed: int,
         batch_size: int = 128,
         images: int | None = None,
@@ -55,7 +59,8 @@ class Trainer:
         if batch_size > len(dataset):
             raise ValueError(f"batch_size={batch_size}: larger than the data set of {len(dataset)}; make it smaller")
         self.game, self.update, self.optimizers, self.ema = game, update, optimizers, ema
-        self.dataset, self.checkpoints, self.monitor = dataset, checkpoints, monitor
+        self.dataset, self.checkpoints = dataset, checkpoints
+        self.monitor, self.evaluation = monitor, evaluation
         self.seed, self.batch_size, self.length, self.minutes = seed, batch_size, images, minutes
         self.step_images = batch_size * update.discriminator_steps
         self.step = 0
@@ -76,19 +81,25 @@ class Trainer:
 
     def fit(self) -> None:
         """Trains to the end, or to a signal, and leaves a checkpoint of the last step."""
-        saved = -1 if self.step == 0 else self.images
+        self.saved = -1 if self.step == 0 else self.images
         self.monitor.begin(self)
         handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
         began = time.monotonic() - self.seconds
         try:
             while self.progress < 1.0 and self.stopped_by is None:
                 before = self.images
-                record = self.train_step()
+                try:
+                    record = self.train_step()
+                except Diverged as error:
+                    self.recover(error, up_to=before)
+                    continue
                 self.seconds = time.monotonic() - began
                 self.monitor.watch(self, record)
+                if self.evaluation.due(self):
+                    self.evaluation.look(self)
                 if self.images // self.checkpoints.every > before // self.checkpoints.every:
-                    saved = self.save()
-            if saved != self.images:
+                    self.save()
+            if self.saved != self.images:
                 self.save()
         finally:
             for number, handler in handlers.items():
@@ -98,6 +109,7 @@ class Trainer:
     def train_step(self) -> dict[str, Tensor | float]:
         """One step of the game: gradients, guard, update, average. Returns what there is to log."""
         progress, record = self.progress, dict[str, Any]()
+        self.game.augment.prepare(progress)
         for stage in self.update.stages(self.game, self._draw, step=self.step, progress=progress):
             record |= self._guard(stage)
             for player in stage.players:
@@ -129,6 +141,8 @@ class Trainer:
                 raise Diverged(self._advice(name, number))
         record: dict[str, Tensor | float] = dict(numbers)
         if stage.real_logits is not None and stage.fake_logits is not None:
+            threshold = threshold_of(stage.real_logits, stage.fake_logits, self.game.loss)
+            self.game.augment.observe(stage.real_logits, stage.fake_logits, threshold=threshold)
             record |= {"real_logits": stage.real_logits, "fake_logits": stage.fake_logits}
         return record
 
@@ -149,10 +163,30 @@ class Trainer:
         signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)
         self.stopped_by = signal.Signals(number)
 
-    def save(self) -> int:
-        """Writes a checkpoint; returns the images it stands for."""
+    def recover(self, error: Diverged, *, up_to: int) -> None:
+        """Back to the newest checkpoint after at most `up_to` images, with lower learning rates.
+
+        Raises `error` where the watch was not told to do so, did it too often, or has no checkpoint.
+        """
+        watch, rollbacks = self.evaluation.watch, self.evaluation.rollbacks
+        state = self.checkpoints.newest(up_to=up_to) if watch.action == "rollback" else None
+        if state is None or rollbacks >= watch.rollbacks:
+            raise error
+        seconds = self.seconds
+        self.load_state(state)
+        self.seconds, self.evaluation.rollbacks = seconds, rollbacks + 1  # neither time nor count goes back
+        for optimizer in self.optimizers.values():
+            optimizer.lr_factor *= watch.lower_lr
+        self.checkpoints.forget_after(self.images)
+        self.monitor.rewind(self)
+        self.save()
+        factor = self.optimizers["generator"].lr_factor
+        log.warning("%s\n  back to %s images, learning rates times %g", error, f"{self.images:,}", factor)
+
+    def save(self) -> None:
+        """Writes a checkpoint."""
         self.checkpoints.save(self.state(), images=self.images)
-        return self.images
+        self.saved = self.images
 
     def state(self) -> dict[str, Any]:
         """All that the rest of the run depends on, as tensors and plain values."""
@@ -166,6 +200,10 @@ class Trainer:
             "discriminator": self.game.discriminator.state_dict(),
             "ema": self.ema.network.state_dict(),
             "optimizers": {player: self.optimizers[player].optimizer.state_dict() for player in PLAYERS},
+            "lr_factors": {player: self.optimizers[player].lr_factor for player in PLAYERS},
+            "augment": self.game.augment.state(),
+            "monitor": self.monitor.state(),
+            "evaluation": self.evaluation.state(),
             "random": random_state(self.game.stream),
         }
 
@@ -178,6 +216,10 @@ class Trainer:
         self.ema.network.load_state_dict(state["ema"])
         for player in PLAYERS:
             self.optimizers[player].optimizer.load_state_dict(state["optimizers"][player])
+            self.optimizers[player].lr_factor = state["lr_factors"][player]
+        self.game.augment.load_state(state["augment"])
+        self.monitor.load_state(state["monitor"])
+        self.evaluation.load_state(state["evaluation"], images=state["images"])
         set_random_state(state["random"], self.game.stream)
         self.step, self.seconds = state["step"], state["seconds"]
 

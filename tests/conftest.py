@@ -19,7 +19,17 @@ TINY = [
     "log.pictures=64",
     "log.samples=4",
     "log.holdout=16",
+    "evaluation.every=null",
 ]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def home(tmp_path_factory):
+    """Caches go where nobody else looks."""
+    before, os.environ["HOME"] = os.environ.get("HOME"), str(tmp_path_factory.mktemp("home"))
+    yield
+    if before is not None:
+        os.environ["HOME"] = before
 
 
 @pytest.fixture

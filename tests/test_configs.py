@@ -32,7 +32,7 @@ def composed(*overrides, name="train"):
 
 
 def override_for(file):
-    group, name = file.removesuffix(".yaml").split("/")
+    group, name = file.removesuffix(".yaml").rsplit("/", 1)
     extra = NEEDED.get(file, [])
     if group == "law":
         return ["dataset=law_1d", f"law@dataset.law={name}", "network=mlp", *extra]
@@ -40,14 +40,14 @@ def override_for(file):
         keys = yaml.safe_load((config_dir() / file).read_text())
         given = [f"optimizer.generator.lr.{key}=1e-4" for key, value in keys.items() if value == "???"]
         return [f"+schedule@optimizer.generator.lr={name}", *given]
-    if group == "penalty":
-        return [f"penalty=[{name}]"]
+    if group in ("penalty", "metric"):
+        return [f"{group}=[{name}]"]
     if group == "optimizer":
         return [f"optimizer@optimizer.generator={name}"]
     return [f"{group}={name}", *extra]
 
 
-@pytest.mark.parametrize("file", [f for f in FILES if f.count("/") == 1 and not f.startswith("hydra")])
+@pytest.mark.parametrize("file", [f for f in FILES if "/" in f and not f.startswith("hydra")])
 def test_every_choice_composes_and_each_key_is_taken_by_the_class_it_is_for(file):
     config.check(composed(*override_for(file)), train.PLAIN)
 

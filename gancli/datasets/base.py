@@ -5,13 +5,19 @@ from __future__ import annotations
 import sys
 from abc import ABC, abstractmethod
 from functools import lru_cache
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from gancli.runtime import seeded
 
+if TYPE_CHECKING:
+    from gancli.laws import Law
+    from gancli.metrics.base import Samples
+
 Batch = tuple[Tensor, Tensor | None]
+Split = Literal["train", "holdout"]
 
 
 class Dataset(ABC):
@@ -19,10 +25,14 @@ class Dataset(ABC):
 
     shape: (C, H, W) of an image or (dims,) of a point.
     num_classes: number of classes, 0 where the data is unlabelled.
+    mode_shares: (K,) probability of each mode where modes can be counted, else None.
+    law: of points on the line, else None.
     """
 
     shape: tuple[int, ...]
     num_classes: int = 0
+    mode_shares: Tensor | None = None
+    law: Law | None = None
 
     @abstractmethod
     def __len__(self) -> int:
@@ -38,6 +48,28 @@ class Dataset(ABC):
     @abstractmethod
     def holdout(self, count: int) -> Batch:
         """The first `count` samples (fewer where there are fewer) that training never sees."""
+
+    @abstractmethod
+    def size(self, split: Split) -> int:
+        """Number of different samples in that part."""
+
+    @abstractmethod
+    def reference(self, split: Split, count: int) -> Batch:
+        """At most `count` samples to measure against, always the same, on the CPU, unflipped.
+
+        Returns uint8 images or float32 points (n, *shape), and int64 labels (n,) or None.
+        """
+
+    def labelled(self, split: Split) -> tuple[Tensor, Tensor]:
+        """uint8 images and int64 labels from which a classifier can learn. Raises ValueError without labels."""
+        images, labels = self.reference(split, self.size(split))
+        if labels is None:
+            raise ValueError("the data set has no labels")
+        return images, labels
+
+    def modes_of(self, samples: Samples) -> tuple[Tensor, Tensor]:
+        """The mode (n,) of each sample that has one, and whether it is of high quality (n,) bool."""
+        raise NotImplementedError
 
     def density(self, points: Tensor) -> Tensor | None:
         """Density (N,) of the true law at points (N, dims), or None where it is not known."""
@@ -70,6 +102,22 @@ def epoch_indices(length: int, start: int, count: int, *, seed: int) -> Tensor:
 def to_unit(images: Tensor) -> Tensor:
     """uint8 images 0..255 as float32 in [-1, 1]."""
     return images.to(torch.float32).div_(127.5).sub_(1.0)
+
+
+def to_bytes(images: Tensor) -> Tensor:
+    """Images in [-1, 1] as uint8: rounded and clamped, so exact for what came from 0 .. 255; NaN is mid-grey."""
+    levels = images.detach().float().nan_to_num(nan=0.0).mul(127.5).add(127.5).round().clamp(0, 255)
+    return levels.to(torch.uint8)
+
+
+def subset(length: int, count: int) -> Tensor:
+    """At most `count` indices below `length`, always the same, in order: (n,).
+
+    Drawn, since every k-th sample of a file may have something in common (of MNIST's it has).
+    """
+    if count >= length:
+        return torch.arange(length)
+    return torch.randperm(length, generator=seeded("subset", length))[:count].sort().values
 
 
 class Images(Dataset):
@@ -114,11 +162,22 @@ class Images(Dataset):
     def holdout(self, count: int) -> Batch:
         return self._gather(self.held[:count])
 
+    def size(self, split: Split) -> int:
+        return len(self._rows(split))
+
+    def reference(self, split: Split, count: int) -> Batch:
+        rows = self._rows(split)[subset(self.size(split), count)]
+        images = self.images[rows.to(self.images.device)].cpu()
+        return images, None if self.labels is None else self.labels[rows]
+
     def to(self, device: torch.device) -> Images:
         self.device = device
         if device.type != "cpu" and self.images.nbytes <= self.resident_bytes:
             self.images = self.images.to(device)
         return self
+
+    def _rows(self, split: Split) -> Tensor:
+        return self.train if split == "train" else self.held
 
     def _gather(self, rows: Tensor) -> Batch:
         images = to_unit(self.images[rows.to(self.images.device)].to(self.device, non_blocking=True))
@@ -126,7 +185,12 @@ class Images(Dataset):
 
 
 class Drawn(Dataset):
-    """A law: every training sample is drawn afresh, from a generator of (seed, step)."""
+    """A law: every training sample is drawn afresh, from a generator of (seed, step).
+
+    most_drawn: samples of a reference at most.
+    """
+
+    most_drawn = 50_000
 
     def __init__(self) -> None:
         self.device = torch.device("cpu")
@@ -151,6 +215,14 @@ class Drawn(Dataset):
     def holdout(self, count: int) -> Batch:
         data, labels = self.draw_holdout(count, seeded(0, "holdout"))
         return data.to(self.device), None if labels is None else labels.to(self.device)
+
+    def size(self, split: Split) -> int:
+        return len(self)
+
+    def reference(self, split: Split, count: int) -> Batch:
+        draw = self.draw if split == "train" else self.draw_holdout
+        data, labels = draw(min(count, self.most_drawn), seeded(0, "reference", split))
+        return to_bytes(data) if data.ndim == 4 else data, labels
 
     def to(self, device: torch.device) -> Drawn:
         self.device = device

@@ -79,28 +79,31 @@ def _flat(image: Image.Image) -> Image.Image:
 
 
 class Source:
-    """A folder or a zip of pictures: their names, their content, and a fingerprint of each."""
+    """A folder or a zip of pictures: their names, their content, and a fingerprint of each.
+
+    key: the setting that `path` came from, for messages. Raises UserError.
+    """
 
     endings = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, *, key: str = "dataset.path") -> None:
+        self.path, self.named = path, f"{key}={path}"
         self.archive: zipfile.ZipFile | None = None
         if path.is_file():
             try:
                 self.archive = zipfile.ZipFile(path)
             except zipfile.BadZipFile:
-                raise UserError(f"dataset.path={path}: neither a folder nor a zip that can be read") from None
+                raise UserError(f"{self.named}: neither a folder nor a zip that can be read") from None
             found: Iterable[str] = (entry.filename for entry in self.archive.infolist() if not entry.is_dir())
         elif path.is_dir():
             found = (
                 str((Path(folder) / file).relative_to(path)) for folder, _, files in os.walk(path) for file in files
             )
         else:
-            raise UserError(f"dataset.path={path}: no such folder or zip")
+            raise UserError(f"{self.named}: no such folder or zip")
         self.names = sorted(name.replace(os.sep, "/") for name in found if self._is_picture(name))
         if not self.names:
-            raise UserError(f"dataset.path={path}: no images in it; they end in {' '.join(self.endings)}")
+            raise UserError(f"{self.named}: no images in it; they end in {' '.join(self.endings)}")
 
     def _is_picture(self, name: str) -> bool:
         hidden = any(part.startswith((".", "__MACOSX")) for part in Path(name).parts)
@@ -109,6 +112,24 @@ class Source:
     def read(self, name: str) -> bytes:
         """The file's content."""
         return self.archive.read(name) if self.archive is not None else (self.path / name).read_bytes()
+
+    def sides(self) -> tuple[int, int]:
+        """The (height, width) that all of its readable pictures have. Raises UserError where they differ."""
+        with ThreadPoolExecutor(THREADS) as pool:
+            sizes = {size for size in pool.map(self._size, self.names) if size is not None}
+        if len(sizes) != 1:
+            found = ", ".join(f"{width}x{height}" for width, height in sorted(sizes)[:5]) or "none that can be read"
+            raise UserError(f"{self.named}: its images have no size in common ({found}); give resolution=…")
+        ((width, height),) = sizes
+        return height, width
+
+    def _size(self, name: str) -> tuple[int, int] | None:
+        try:
+            with Image.open(io.BytesIO(self.read(name)), formats=FORMATS) as image:
+                width, height = image.size
+                return width, height
+        except Exception:  # whatever a decoder says of a broken file; decoding will name it
+            return None
 
     def fingerprints(self, root: Path) -> dict[str, str]:
         """A hash of each picture's content. What did not change since the last time is not read again."""
@@ -151,10 +172,10 @@ def decoded(
     if not _whole(folder, decoding):
         _build(source, decoding, folder)
     meta = _json(folder / "meta.json")
-    _report(source.path, meta["unreadable"], len(source.names), unreadable)
+    _report(source.named, meta["unreadable"], len(source.names), unreadable)
     names, shape = meta["names"], (decoding.channels, decoding.height, decoding.width)
     if not names:
-        raise UserError(f"dataset.path={source.path}: none of its {len(source.names)} images can be read")
+        raise UserError(f"{source.named}: none of its {len(source.names)} images can be read")
     count = len(names) * int(np.prod(shape))
     mapped = torch.from_file(str(folder / "images.u8"), shared=False, size=count, dtype=torch.uint8)
     return mapped.view(len(names), *shape), names
@@ -218,11 +239,11 @@ def _attempt(source: Source, decoding: Decoding) -> Callable[[str], np.ndarray[A
     return attempt
 
 
-def _report(path: Path, bad: list[str], total: int, unreadable: str) -> None:
+def _report(named: str, bad: list[str], total: int, unreadable: str) -> None:
     if not bad:
         return
     listed = ", ".join(bad[:SHOWN]) + (f" and {len(bad) - SHOWN} more" if len(bad) > SHOWN else "")
-    text = f"dataset.path={path}: {len(bad)} of {total} images cannot be read: {listed}"
+    text = f"{named}: {len(bad)} of {total} images cannot be read: {listed}"
     if unreadable == "fail":
         raise UserError(f"{text}; mend or remove them, or say dataset.unreadable=skip")
     log.warning("%s; they are left out", text)

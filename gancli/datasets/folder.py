@@ -55,6 +55,19 @@ class Folder(Images):
         super().__init__(images, classes, train=train, held=held, num_classes=count, flip=flip)
 
 
+class Pictures(Images):
+    """Every image of a folder or zip, RGB, none held out: to be measured, not trained on.
+
+    resolution: as for `Folder`, or None for the size that all of them have. key: what messages call the path.
+    """
+
+    def __init__(self, *, path: str, resolution: int | list[int] | None, cache: str, key: str) -> None:
+        source = Source(Path(path).expanduser(), key=key)
+        sides = _sides(resolution) if resolution is not None else source.sides()
+        images, _ = decoded(source, Decoding(*sides, channels=3, fit="crop"), root=Path(cache).expanduser())
+        super().__init__(images, train=torch.arange(len(images)), held=torch.arange(0))
+
+
 class CelebA(Images):
     """CelebA's aligned faces, 178x218 cut to a square (Liu et al., ICCV 2015); unlabelled.
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gancli.datasets.base import Batch, Drawn
 from gancli.laws import Law
+from gancli.metrics.base import Samples
 
 
 class Mixture(Drawn):
@@ -23,10 +24,16 @@ class Mixture(Drawn):
             raise ValueError(f"std={std}: must be above 0")
         self.centres, self.std = centres, std
         self.shape, self.num_classes = (2,), len(centres)
+        self.mode_shares = torch.full((len(centres),), 1 / len(centres))
 
     def draw(self, count: int, rng: torch.Generator) -> Batch:
         labels = torch.randint(len(self.centres), (count,), generator=rng)
         return self.centres[labels] + self.std * torch.randn(count, 2, generator=rng), labels
+
+    def modes_of(self, samples: Samples) -> tuple[Tensor, Tensor]:
+        points = samples.data[samples.data.isfinite().all(1)].double()
+        distance, index = torch.cdist(points, self.centres.double()).min(1)
+        return index, distance < 3 * self.std
 
     def density(self, points: Tensor) -> Tensor:
         centres = self.centres.to(points.device)
@@ -85,6 +92,8 @@ class SwissRoll(Drawn):
 
 class Law1d(Drawn):
     """Points (1,) from a law on the line, by the inverse transform method."""
+
+    law: Law
 
     def __init__(self, *, law: Law) -> None:
         super().__init__()

@@ -5,8 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gancli.datasets.base import Batch, Drawn, to_unit
+from gancli.datasets.base import Batch, Drawn, Split, to_unit
 from gancli.datasets.torchvision_sets import load
+from gancli.metrics.base import Samples
+
+_DIGITS = 10
 
 
 class StackedMNIST(Drawn):
@@ -20,12 +23,23 @@ class StackedMNIST(Drawn):
         self.shape, self.num_classes = (3, 28, 28), 1000
         self.digits = load("MNIST", root=root, download=download, train=True)
         self.holdout_digits = load("MNIST", root=root, download=download, train=False)
+        shares = torch.bincount(self.digits[1], minlength=_DIGITS).double() / len(self.digits[1])
+        self.mode_shares = torch.einsum("r,g,b->rgb", shares, shares, shares).flatten()
 
     def draw(self, count: int, rng: torch.Generator) -> Batch:
         return _stacked(*self.digits, count, rng)
 
     def draw_holdout(self, count: int, rng: torch.Generator) -> Batch:
         return _stacked(*self.holdout_digits, count, rng)
+
+    def labelled(self, split: Split) -> tuple[Tensor, Tensor]:
+        """The digits themselves, (N, 1, 28, 28): three looks of a classifier of ten name one of 1,000 classes."""
+        return self.digits if split == "train" else self.holdout_digits
+
+    def modes_of(self, samples: Samples) -> tuple[Tensor, Tensor]:
+        digits = samples.logits.view(-1, 3, _DIGITS).argmax(2)
+        index = (digits * torch.tensor([100, 10, 1])).sum(1)
+        return index, torch.ones(len(index), dtype=torch.bool)
 
 
 def _stacked(images: Tensor, labels: Tensor, count: int, rng: torch.Generator) -> Batch:

@@ -31,6 +31,10 @@ class Generator(nn.Module, ABC):
         """
 
 
+class MixesSamples(nn.Module):
+    """A layer whose output for a sample depends on the others in its batch."""
+
+
 class Discriminator(nn.Module, ABC):
     """Samples to logits, high for real. Arguments as for `Generator`."""
 
@@ -42,10 +46,9 @@ class Discriminator(nn.Module, ABC):
     def per_sample(self) -> bool:
         """Whether a sample's logit is independent of the others in its batch.
 
-        Batch normalisation is the one layer known to mix samples; a network with another (minibatch
-        discrimination, say) must say so by overriding this.
+        Batch normalisation mixes samples, and every layer that derives from `MixesSamples`.
         """
-        return not any(isinstance(module, _BatchNorm) for module in self.modules())
+        return not any(isinstance(module, (_BatchNorm, MixesSamples)) for module in self.modules())
 
     @abstractmethod
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 from gancli.networks.base import Discriminator, Generator
 from gancli.networks.layers import (
     LabelledNoise,
+    Minibatch,
     Norm,
     ProjectionHead,
     dcgan_,
     he_,
+    minibatch_layer,
     spectral,
     stages_for,
     widths_for,
@@ -76,7 +78,8 @@ class DCGANDiscriminator(Discriminator):
 
     Where one stage is all (8x8 to 14x14 pixels), a 3x3 convolution at the coarsest size follows it.
     channels, max_channels: as for the generator. norm: in all stages but the first. spectral_norm: keep
-    the largest singular value of every weight at 1.
+    the largest singular value of every weight at 1. minibatch: what looks at several samples together
+    before the head.
     """
 
     def __init__(
@@ -88,6 +91,7 @@ class DCGANDiscriminator(Discriminator):
         max_channels: int = 512,
         norm: Norm = "none",
         spectral_norm: bool = False,
+        minibatch: Minibatch = "none",
     ) -> None:
         super().__init__(image_shape=image_shape, num_classes=num_classes)
         stages, (height, width) = stages_for(self.image_shape)
@@ -98,10 +102,11 @@ class DCGANDiscriminator(Discriminator):
             layers += [nn.Conv2d(before, after, kernel, stride=stride, padding=1, bias=norm == "none")]
             layers += [norm_layer(norm, after), nn.LeakyReLU(_SLOPE, inplace=True)]
         self.stages = he_(nn.Sequential(*layers), slope=_SLOPE)
-        self.head = ProjectionHead(widths[-1] * height * width, num_classes)
+        self.minibatch, features = minibatch_layer(minibatch, widths[-1] * height * width)
+        self.head = ProjectionHead(features, num_classes)
         if spectral_norm:
             spectral(self)
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
-        logits: Tensor = self.head(self.stages(x).flatten(1), labels)
+        logits: Tensor = self.head(self.minibatch(self.stages(x).flatten(1)), labels)
         return logits

@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+from gancli.networks.base import MixesSamples
+
+Minibatch = Literal["none", "std", "discrimination"]
 Norm = Literal["batch", "group", "none"]
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -101,6 +104,51 @@ class ProjectionHead(nn.Module):
     def forward(self, h: Tensor, labels: Tensor | None) -> Tensor:
         logits: Tensor = self.linear(h).squeeze(1)
         return logits if self.embedding is None else logits + (self.embedding(given(labels)) * h).sum(1)
+
+
+class MinibatchStd(MixesSamples):
+    """Appends to features (B, F) how much they vary within a group of `group` samples: (B, F + 1).
+
+    The mean over features of their standard deviation (Karras et al., ICLR 2018, section 3). Samples are
+    grouped with those a whole number of groups away; the largest divisor of B up to `group` is used.
+    """
+
+    def __init__(self, features: int, *, group: int = 4) -> None:
+        super().__init__()
+        self.features, self.group = features + 1, group
+
+    def forward(self, h: Tensor) -> Tensor:
+        group = max(size for size in range(1, self.group + 1) if len(h) % size == 0)
+        apart = h.float().view(group, -1, h.shape[1])
+        # The small number keeps the square root's derivative finite for identical samples.
+        std = (apart.var(0, unbiased=False) + 1e-8).sqrt().mean(1, keepdim=True)
+        return torch.cat([h, std.repeat(group, 1).to(h.dtype)], dim=1)
+
+
+class MinibatchDiscrimination(MixesSamples):
+    """Appends to features (B, F) the closeness to the other samples: (B, F + kernels).
+
+    o_b = sum over other samples of exp(-|M_b - M_other|_1), M = T h with `dims` rows for each of `kernels`
+    (Salimans et al., NeurIPS 2016, section 3.2).
+    """
+
+    def __init__(self, features: int, *, kernels: int = 16, dims: int = 8) -> None:
+        super().__init__()
+        self.features, self.kernels = features + kernels, kernels
+        self.tensor = he_(nn.Linear(features, kernels * dims, bias=False), slope=1)
+
+    def forward(self, h: Tensor) -> Tensor:
+        rows = self.tensor(h).float().unflatten(1, (self.kernels, -1))
+        distance = (rows[:, None] - rows).abs().sum(3)
+        return torch.cat([h, (torch.exp(-distance).sum(1) - 1).to(h.dtype)], dim=1)  # without itself
+
+
+def minibatch_layer(kind: Minibatch, features: int) -> tuple[nn.Module, int]:
+    """What looks at several samples together, for features (B, `features`), and how many features come out."""
+    if kind == "none":
+        return nn.Identity(), features
+    layer = MinibatchStd(features) if kind == "std" else MinibatchDiscrimination(features)
+    return layer, layer.features
 
 
 def given(labels: Tensor | None) -> Tensor:

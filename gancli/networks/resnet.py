@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from gancli.networks.base import Discriminator, Generator
 from gancli.networks.layers import (
     LabelledNoise,
+    Minibatch,
     Norm,
     ProjectionHead,
     he_,
+    minibatch_layer,
     spectral,
     stages_for,
     widths_for,
@@ -59,7 +61,8 @@ class ResNetDiscriminator(Discriminator):
     """A residual block that halves the size per stage and one that keeps it, global sum, projection head.
 
     channels, max_channels: as for the generator. norm: in all blocks but the first. spectral_norm: keep
-    the largest singular value of every weight at 1.
+    the largest singular value of every weight at 1. minibatch: what looks at several samples together
+    before the head.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class ResNetDiscriminator(Discriminator):
         max_channels: int = 512,
         norm: Norm = "none",
         spectral_norm: bool = True,
+        minibatch: Minibatch = "none",
     ) -> None:
         super().__init__(image_shape=image_shape, num_classes=num_classes)
         stages, _ = stages_for(self.image_shape)
@@ -82,12 +86,13 @@ class ResNetDiscriminator(Discriminator):
             norm_layer(norm, widths[-1]),
             nn.ReLU(),
         )
-        self.head = ProjectionHead(widths[-1], num_classes)
+        self.minibatch, features = minibatch_layer(minibatch, widths[-1])
+        self.head = ProjectionHead(features, num_classes)
         if spectral_norm:
             spectral(self)
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
-        logits: Tensor = self.head(self.blocks(x).sum((2, 3)), labels)
+        logits: Tensor = self.head(self.minibatch(self.blocks(x).sum((2, 3))), labels)
         return logits
 
 

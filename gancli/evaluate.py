@@ -1,0 +1,208 @@
+"""`gancli evaluate`: what the samples of runs are worth, as a table, as JSON and in TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from gancli import config, pictures
+from gancli.checkpoint import Checkpoints, read
+from gancli.config import build
+from gancli.datasets.base import Dataset
+from gancli.datasets.folder import Pictures
+from gancli.errors import UserError
+from gancli.metrics import evaluator as evaluators
+from gancli.metrics.base import Samples
+from gancli.metrics.evaluator import Evaluator
+from gancli.metrics.memorisation import neighbours
+from gancli.runtime import Runtime
+from gancli.sample import generated, generator_of, labels_for, noise_rows
+
+log = logging.getLogger(__name__)
+FILE = "evaluations.jsonl"
+Row = dict[str, Any]
+PLAIN = {
+    "run": str | int | list[str] | None,
+    "folders": list[str] | None,
+    "resolution": int | list[int] | None,
+    "checkpoint": str | int,
+    "weights": Literal["ema", "raw"],
+    "count": int,
+    "seed": int,
+    "reference": Literal["train", "holdout"],
+    "reference_count": int,
+    "data": str | None,
+    "cache": str,
+    "batch_size": int,
+    "trust": list[str],
+}
+
+
+def run(settings: dict[str, Any]) -> list[Row]:
+    """Evaluates what `settings` ask for, prints a table, and returns its rows. Raises UserError, OSError."""
+    config.check(settings, PLAIN)
+    for key, least in {"count": 2, "reference_count": 2, "batch_size": 1}.items():
+        if settings[key] < least:
+            raise UserError(f"{key}={settings[key]}: at least {least}")
+    if (settings["run"] is None) == (settings["folders"] is None):
+        raise UserError("run=…: name one or more run folders, or instead folders=[generated,real]")
+    runtime = build(settings["device"], key="device")
+    if settings["folders"] is not None:
+        rows = [_folders(settings, runtime)]
+    else:
+        asked = settings["run"] if isinstance(settings["run"], list) else [settings["run"]]
+        rows = [row for one in asked for row in _run(Path(str(one)).expanduser(), settings, runtime)]
+    for line in table(rows):
+        log.info("%s", line)
+    return rows
+
+
+def table(rows: Sequence[Row]) -> list[str]:
+    """Lines of text: a row for each of `rows`, a column for each of their numbers."""
+    names = list(dict.fromkeys(name for row in rows for name in row["values"] if not name.startswith("fid_class_")))
+    cells = [["", *names]]
+    cells += [[row["of"], *(_short(row["values"].get(name)) for name in names)] for row in rows]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
+    aligned = [
+        [line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))] for line in cells
+    ]
+    return ["  ".join(line) for line in aligned]
+
+
+def _short(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def _run(folder: Path, settings: Mapping[str, Any], runtime: Runtime) -> list[Row]:
+    trained = config.load_run(folder, trust=settings["trust"], parts=("prior", "network.generator", "dataset"))
+    found = list(_checkpoints(folder, settings["checkpoint"]))
+    dataset = build(_moved(trained["dataset"], settings["data"]), key="dataset")
+    evaluator = _evaluator(settings, dataset, runtime)
+    log.info("%s: %s", folder, _spoken(evaluator))
+    rows = [row_for("real, the other part", _real(evaluator), {**evaluator.protocol(), "samples": "real"})]
+    prior = build(trained["prior"], key="prior")
+    noise = noise_rows(prior, settings["count"], seed=settings["seed"])
+    for file, state in found:
+        generator = runtime.place(generator_of(trained, state, prior, which=settings["weights"], file=file))
+        labels = labels_for(None, settings["count"], generator.num_classes)
+        made = torch.cat(list(generated(generator, runtime, noise, labels, batch_size=settings["batch_size"])))
+        samples = evaluator.samples(made, labels)
+        about = {name: settings[name] for name in ("weights", "seed")} | {"samples": len(samples), "by": "evaluate"}
+        about |= {"checkpoint": file.name, "images": state["images"], "seconds": state["seconds"]}
+        values = evaluator(samples, seed=settings["seed"])
+        rows.append(row_for(f"{folder.name} {file.stem}", values, {**evaluator.protocol(), **about}))
+        if "memorisation" in evaluator.metrics:
+            _sheet(folder / "samples" / f"neighbours-{file.stem}.png", samples, evaluator)
+    record(folder, [row for row in rows if row["samples"] != "real"])
+    _show(folder, rows)
+    return rows
+
+
+def row_for(of: str, values: Mapping[str, float], protocol: Mapping[str, Any]) -> Row:
+    """A result: numbers, whose they are, and how they were obtained."""
+    return {"of": of, "values": dict(values), **protocol}
+
+
+def record(folder: Path, rows: Sequence[Row]) -> None:
+    """Appends to the run folder's evaluations. Raises OSError."""
+    with open(folder / FILE, "a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def _evaluator(settings: Mapping[str, Any], dataset: Dataset, runtime: Runtime) -> Evaluator:
+    asked = settings["metric"].keys() - {"features"}
+    made = evaluators.assemble(
+        settings["metric"],
+        dataset,
+        device=runtime.device,
+        cache=Path(settings["cache"]).expanduser(),
+        reference=settings["reference"],
+        reference_count=settings["reference_count"],
+    )
+    if made is None:
+        raise UserError(f"metric=[{','.join(asked)}]: none of them means anything for this data and these features")
+    if asked - made.metrics.keys():
+        log.info("left out, since they mean nothing here: %s", ", ".join(sorted(asked - made.metrics.keys())))
+    return made
+
+
+def _real(evaluator: Evaluator) -> dict[str, float]:
+    """What real samples of the other part score: nobody should hope for more."""
+    other: Literal["train", "holdout"] = "holdout" if evaluator.split == "train" else "train"
+    samples = Samples(*evaluator.dataset.reference(other, 10_000), features=evaluator.features)
+    metrics = {name: metric for name, metric in evaluator.metrics.items() if name != "memorisation"}
+    values: dict[str, float] = {}
+    for metric in metrics.values():
+        values |= metric(samples, evaluator.real, evaluator.dataset, seed=0)
+    return values
+
+
+def _checkpoints(folder: Path, which: str | int) -> Iterator[tuple[Path, dict[str, Any]]]:
+    checkpoints = Checkpoints(folder / "checkpoints")
+    if which != "all":
+        yield checkpoints.pick(which)
+        return
+    files = checkpoints.files()
+    if not files:
+        raise UserError(f"checkpoint=all: none in {checkpoints.folder}")
+    for file in files:
+        yield file, read(file)
+
+
+def _moved(dataset: Mapping[str, Any], data: str | None) -> Mapping[str, Any]:
+    if data is None:
+        return dataset
+    key = next((key for key in ("root", "path") if key in dataset), None)
+    if key is None:
+        raise UserError(f"data={data}: this run's data set lies in no folder; leave data out")
+    return {**dataset, key: data}
+
+
+def _folders(settings: Mapping[str, Any], runtime: Runtime) -> Row:
+    """One folder of images against another, no run needed."""
+    if len(settings["folders"]) != 2:
+        raise UserError(f"folders={settings['folders']}: two of them, [generated,real]")
+    made, real = (
+        Pictures(path=path, resolution=settings["resolution"], cache=settings["cache"], key="folders")
+        for path in settings["folders"]
+    )
+    if made.shape != real.shape:
+        raise UserError(
+            f"resolution=null: images of {made.shape[1:]} and {real.shape[1:]} pixels; give one size for both"
+        )
+    evaluator = _evaluator(settings, real, runtime)
+    log.info("%s", _spoken(evaluator))
+    samples = Samples(made.reference("train", settings["count"])[0], features=evaluator.features)
+    values = evaluator(samples, seed=settings["seed"])
+    about = {"samples": len(samples), "by": "evaluate", "folders": settings["folders"]}
+    return row_for(str(settings["folders"][0]), values, {**evaluator.protocol(), **about})
+
+
+def _spoken(evaluator: Evaluator) -> str:
+    features = evaluator.features
+    accuracy = f", {100 * features.accuracy:.2f} % right" if features and features.accuracy is not None else ""
+    how = (
+        "" if features is None else f"; features {features.name} ({features.hash}{accuracy}), resize {features.resize}"
+    )
+    return f"against {len(evaluator.real):,} real samples ({evaluator.split}, {evaluator.real.hash}){how}"
+
+
+def _sheet(file: Path, samples: Samples, evaluator: Evaluator) -> None:
+    images, columns = neighbours(samples, evaluator.real, evaluator.dataset)
+    file.parent.mkdir(exist_ok=True)
+    pictures.write_png(file, pictures.grid(images.permute(0, 2, 3, 1).numpy(), columns=columns))
+    log.info("nearest training and held-out images beside samples: %s", file)
+
+
+def _show(folder: Path, rows: Sequence[Row]) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(folder), filename_suffix=".evaluate") as writer:
+        for row in rows:
+            for name, value in row["values"].items() if "images" in row else ():
+                writer.add_scalar(f"evaluate/{name}", value, row["images"])

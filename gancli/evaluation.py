@@ -1,0 +1,148 @@
+"""Evaluation while a run trains: a small sample now and then, the best checkpoint, a watch. It changes no training."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from gancli.checkpoint import write_whole
+from gancli.datasets.base import Dataset
+from gancli.errors import Collapsed
+from gancli.game import looking
+from gancli.metrics import evaluator as evaluators
+from gancli.metrics.base import Samples
+from gancli.runtime import seeded
+from gancli.watch import Watch
+
+if TYPE_CHECKING:
+    from gancli.trainer import Trainer
+
+log = logging.getLogger(__name__)
+FILE = "evaluations.jsonl"
+_BATCH = 250
+
+
+class Evaluation:
+    """Scores `count` samples of the averaged generator every `every` images, and at the end of the run.
+
+    every: None for never. reference_count: real samples to compare with, of the training part. watch: what
+    looks for collapse. metric: the group's settings. cache: for features of real images.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        metric: Mapping[str, Any],
+        dataset: Dataset,
+        device: torch.device,
+        watch: Watch,
+        every: int | None = 100_000,
+        count: int = 2_000,
+        reference_count: int = 10_000,
+        cache: str = "~/.cache/gancli",
+    ) -> None:
+        for name, value in {"every": every, "count": count, "reference_count": reference_count}.items():
+            if value is not None and value < 2:
+                raise ValueError(f"{name}={value}: at least 2")
+        self.file, self.every, self.count, self.watch = Path(folder) / FILE, every, count, watch
+        self.evaluator = None
+        if every is not None:
+            self.evaluator = evaluators.assemble(
+                metric, dataset, device=device, cache=Path(cache).expanduser(), reference_count=reference_count
+            )
+        self.best: float | None = None
+        self.best_images, self.healthy, self.rollbacks = 0, 0, 0
+        self.seconds = 0.0
+        self.latest: dict[str, float] = {}
+
+    def due(self, trainer: Trainer) -> bool:
+        """Whether the step just made calls for one."""
+        if self.evaluator is None or self.every is None:
+            return False
+        before = trainer.images - trainer.step_images
+        return trainer.images // self.every > before // self.every or trainer.progress >= 1.0
+
+    def look(self, trainer: Trainer) -> None:
+        """Evaluates, keeps the best, and acts on what the watch finds. Raises Collapsed."""
+        began = time.monotonic()
+        assert self.evaluator is not None and self.evaluator.best is not None
+        samples = self._samples(trainer)
+        values = self.evaluator(samples) | {"diversity": variance(samples) / variance(self.evaluator.real)}
+        name, better = self.evaluator.best
+        findings = self.watch.look(trainer.monitor.latest, values, name=name, better=better, best=self.best)
+        serious = [finding for finding in findings if finding.serious]
+        if self.best is None or (values[name] < self.best if better == "lower" else values[name] > self.best):
+            self.best, self.best_images = values[name], trainer.images
+            trainer.checkpoints.save_best(trainer.state(), images=trainer.images)
+        if not serious:
+            self.healthy = trainer.images
+        self.seconds += time.monotonic() - began
+        self.latest = values
+        self._write(trainer, values)
+        for finding in findings:
+            log.warning("after %s images: %s", f"{trainer.images:,}", finding.text)
+        if serious and self.watch.action != "warn":
+            trainer.recover(Collapsed(f"after {trainer.images:,} images: {serious[0].text}"), up_to=self.healthy)
+
+    def _samples(self, trainer: Trainer) -> Samples:
+        assert self.evaluator is not None
+        game, ema = trainer.game, trainer.ema.network
+        noise = game.prior.sample(self.count, seeded(trainer.seed, "evaluation"))
+        classes = game.generator.num_classes
+        labels = torch.arange(self.count) % classes if classes else None
+        made = []
+        with looking(ema), game.autocast():
+            for rows in torch.arange(self.count).split(_BATCH):
+                chosen = None if labels is None else labels[rows].to(game.stream.device)
+                made.append(ema(noise[rows].to(game.stream.device), chosen).float().cpu())
+        return self.evaluator.samples(torch.cat(made), labels)
+
+    def _write(self, trainer: Trainer, values: Mapping[str, float]) -> None:
+        assert self.evaluator is not None
+        about = {"checkpoint": None, "images": trainer.images, "seconds": round(trainer.seconds, 3), "weights": "ema"}
+        about |= {"seed": trainer.seed, "samples": self.count, "by": "train"}
+        row = {"of": f"images {trainer.images}", "values": dict(values), **self.evaluator.protocol(), **about}
+        with open(self.file, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        for name, value in values.items():
+            trainer.monitor.writer.add_scalar(f"metric/{name}", value, trainer.images)
+        share = self.seconds / max(trainer.seconds, 1e-9)
+        trainer.monitor.writer.add_scalar("speed/evaluation_share", share, trainer.images)
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run must know."""
+        return {
+            "best": self.best,
+            "best_images": self.best_images,
+            "healthy": self.healthy,
+            "rollbacks": self.rollbacks,
+            "norms": list(self.watch.norms),
+        }
+
+    def load_state(self, state: Mapping[str, Any], *, images: int) -> None:
+        """Goes on from `state`, taken after `images` images; rows of this run's own past that are dropped."""
+        self.best, self.best_images = state["best"], state["best_images"]
+        self.healthy, self.rollbacks, self.watch.norms = state["healthy"], state["rollbacks"], list(state["norms"])
+        if self.file.exists():
+            lines = self.file.read_bytes().splitlines(keepends=True)
+            write_whole(self.file, b"".join(line for line in lines if not _past(line, images)))
+
+
+def variance(samples: Samples) -> float:
+    """Mean squared distance of features from their mean: how much samples vary."""
+    return float(samples.features.double().var(0).sum())
+
+
+def _past(line: bytes, images: int) -> bool:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return True  # cut short by the end of the process
+    return bool(row.get("by") == "train" and row["images"] > images)

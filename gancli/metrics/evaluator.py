@@ -1,0 +1,87 @@
+"""Metrics over one data set: which of them fit it, what they are measured against, and under which protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gancli import __version__
+from gancli.config import build
+from gancli.datasets.base import Dataset, Split, to_bytes
+from gancli.metrics.base import Better, Metric, Samples
+from gancli.metrics.features import Features
+
+
+class Evaluator:
+    """Scores samples against the `reference` part of `dataset`, at most `reference_count` of it.
+
+    features: an extractor, or None for points. cache: folder for what the extractor says of the reference,
+    found again by content.
+    """
+
+    def __init__(
+        self,
+        metrics: Mapping[str, Metric],
+        dataset: Dataset,
+        *,
+        features: Features | None,
+        reference: Split = "train",
+        reference_count: int = 60_000,
+        cache: Path | None = None,
+    ) -> None:
+        self.metrics = dict(metrics)
+        self.dataset, self.features, self.split = dataset, features, reference
+        data, labels = dataset.reference(reference, reference_count)
+        self.real = Samples(data, labels, features=features, cache=cache)
+
+    @property
+    def best(self) -> tuple[str, Better] | None:
+        """The number that says which checkpoint is the best: the first of the first metric."""
+        for metric in self.metrics.values():
+            return next(iter(metric.values.items()))
+        return None
+
+    def samples(self, made: Tensor, labels: Tensor | None) -> Samples:
+        """Generated samples (N, *shape), images in [-1, 1], as they would be saved."""
+        data = to_bytes(made) if len(self.dataset.shape) == 3 else made.float()
+        return Samples(data.cpu(), None if labels is None else labels.cpu(), features=self.features)
+
+    def __call__(self, samples: Samples, *, seed: int = 0) -> dict[str, float]:
+        """Every number of every metric."""
+        values: dict[str, float] = {}
+        for metric in self.metrics.values():
+            values |= metric(samples, self.real, self.dataset, seed=seed)
+        return values
+
+    def protocol(self) -> dict[str, Any]:
+        """What all numbers of this evaluator have in common: a number without it is not a number."""
+        protocol: dict[str, Any] = {
+            "reference": self.split,
+            "reference_count": len(self.real),
+            "reference_hash": self.real.hash,
+            "gancli": __version__,
+        }
+        if self.features is not None:
+            protocol |= {
+                "features": self.features.name,
+                "features_hash": self.features.hash,
+                "features_accuracy": self.features.accuracy,
+                "resize": self.features.resize,
+            }
+        return protocol
+
+
+def assemble(
+    metric: Mapping[str, Any], dataset: Dataset, *, device: torch.device, cache: Path | None, **how: Any
+) -> Evaluator | None:
+    """The evaluator of those metrics of the group `metric` that fit the data, or None where none does."""
+    features = None
+    if len(dataset.shape) == 3:
+        features = build(metric["features"], dataset, key="metric.features", device=device)
+    metrics = {name: build(node, key=f"metric.{name}") for name, node in metric.items() if name != "features"}
+    fitting = {name: each for name, each in metrics.items() if each.suits(dataset, features)}
+    return Evaluator(fitting, dataset, features=features, cache=cache, **how) if fitting else None

@@ -1,0 +1,77 @@
+"""Whether samples are copies: of training images, or of one another."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from gancli.datasets.base import Dataset, Split, subset
+from gancli.metrics.base import Better, Metric, Samples
+from gancli.metrics.coverage import nearest
+
+_DUPLICATE = 0.01  # quantile of the distances between real neighbours below which two samples are one
+
+
+class Memorisation(Metric):
+    """Distances to training and held-out images in feature space, over equally many of both.
+
+    nearer_to_train: share of samples that lie nearer to some training image than to any held-out one; a
+    generator that learned the law, not the data, has 0.5. closer_than_holdout: the chance that a sample
+    lies closer to the training images than a held-out image does; 0.5 where samples are as new as those.
+    duplicates: share of samples with another sample nearer than all but 1 % of real images have one.
+    count: samples and images of either kind at most.
+    """
+
+    values: ClassVar[dict[str, Better]] = {
+        "nearer_to_train": "lower",
+        "closer_than_holdout": "lower",
+        "duplicates": "lower",
+    }
+
+    def __init__(self, *, count: int = 5_000) -> None:
+        if count < 3:
+            raise ValueError(f"count={count}: at least 3, for neighbours")
+        self.count = count
+
+    def __call__(self, generated: Samples, real: Samples, dataset: Dataset, *, seed: int) -> dict[str, float]:
+        train, held = self._side("train", real, dataset), self._side("holdout", real, dataset)
+        fake = generated.take(self.count)
+        to_train, to_held = nearest(fake, train)[0][:, 0], nearest(fake, held)[0][:, 0]
+        fresh = nearest(held, train)[0][:, 0].sort().values
+        between = nearest(held, held, skip=1)[0][:, 0]
+        twins = nearest(fake, fake, skip=1)[0][:, 0]
+        ties = 0.5 * (to_train == to_held).double()
+        return {
+            "nearer_to_train": float(((to_train < to_held).double() + ties).mean()),
+            "closer_than_holdout": float(1 - torch.searchsorted(fresh, to_train).double().mean() / len(fresh)),
+            "duplicates": float((twins < between.quantile(_DUPLICATE)).double().mean()),
+        }
+
+    def _side(self, part: Split, real: Samples, dataset: Dataset) -> Tensor:
+        """Features of images of one part, as many of either part."""
+        count = min(self.count, dataset.size("train"), dataset.size("holdout"))
+        data, labels = dataset.reference(part, count)
+        return Samples(data, labels, features=real.extractor, cache=real.cache).features
+
+
+def neighbours(
+    generated: Samples, real: Samples, dataset: Dataset, *, count: int = 8, near: int = 4
+) -> tuple[Tensor, int]:
+    """uint8 images row by row: a sample, its `near` nearest training images, its `near` nearest held-out ones.
+
+    The samples shown are those that lie closest to a training image. Returns (count * columns, C, H, W)
+    and the number of columns.
+    """
+    parts: tuple[Split, ...] = ("train", "holdout")
+    sides = [Samples(*dataset.reference(part, 10_000), features=real.extractor, cache=real.cache) for part in parts]
+    rows = subset(len(generated), 2_000)
+    fake = generated.features[rows]
+    found = [nearest(fake, side.features, count=min(near, len(side))) for side in sides]
+    order = found[0][0][:, 0].argsort()[:count]
+    cells = []
+    for row in order.tolist():
+        cells.append(generated.data[rows[row]][None])
+        cells += [side.data[indices[row]] for side, (_, indices) in zip(sides, found, strict=True)]
+    return torch.cat(cells), 1 + sum(indices.shape[1] for _, indices in found)

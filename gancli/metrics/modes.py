@@ -1,0 +1,61 @@
+"""For laws whose modes are known: which were found, how often each, and how much lies between them."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+
+from gancli.datasets.base import Dataset
+from gancli.metrics.base import Better, Metric, Samples
+from gancli.metrics.features import Features
+
+
+class Modes(Metric):
+    """Modes found, share of high-quality samples, and reverse KL between shares of modes.
+
+    A sample belongs to its nearest Gaussian, or to the class that the extractor names (stacked MNIST:
+    three digits). It is of high quality within three standard deviations of its Gaussian; a mode is found
+    where one such sample is (Srivastava et al., NeurIPS 2017, section 4.1). reverse_kl is KL(q || p), q
+    the generated samples' shares and p the law's, in nats (Lin et al., NeurIPS 2018, section 4.1).
+    """
+
+    values: ClassVar[dict[str, Better]] = {"reverse_kl": "lower", "modes": "higher"}
+
+    def suits(self, dataset: Dataset, features: Features | None) -> bool:
+        return dataset.mode_shares is not None and (features is None or features.accuracy is not None)
+
+    def __call__(self, generated: Samples, real: Samples, dataset: Dataset, *, seed: int) -> dict[str, float]:
+        assert dataset.mode_shares is not None
+        index, good = dataset.modes_of(generated)
+        shares = dataset.mode_shares.double()
+        counts = torch.bincount(index, minlength=len(shares)).double()
+        found = torch.bincount(index[good], minlength=len(shares)) > 0
+        q = counts / counts.sum().clamp_min(1)
+        terms = torch.where(q > 0, q * (q / shares).log(), 0.0)
+        values = {"reverse_kl": float(terms.sum()) if len(index) else float("nan"), "modes": float(found.sum())}
+        if len(dataset.shape) == 1:
+            values["high_quality"] = float(good.double().sum()) / len(generated)
+        return values
+
+
+class Line(Metric):
+    """For laws on the line with a known CDF F: distances between F and the samples' own CDF.
+
+    ks: sup |F_n - F| (Kolmogorov, 1933). wasserstein1: integral of |F_n^-1 - F^-1|, at n midpoints.
+    """
+
+    values: ClassVar[dict[str, Better]] = {"ks": "lower", "wasserstein1": "lower"}
+
+    def suits(self, dataset: Dataset, features: Features | None) -> bool:
+        return dataset.law is not None
+
+    def __call__(self, generated: Samples, real: Samples, dataset: Dataset, *, seed: int) -> dict[str, float]:
+        assert dataset.law is not None
+        x = generated.data[:, 0].double().sort().values
+        n = len(x)
+        steps = torch.arange(n + 1, dtype=torch.float64) / n
+        exact = dataset.law.cdf(x)
+        ks = torch.maximum((exact - steps[:-1]).abs(), (exact - steps[1:]).abs()).max()
+        quantiles = dataset.law.inverse_cdf((steps[:-1] + steps[1:]) / 2)
+        return {"ks": float(ks), "wasserstein1": float((x - quantiles).abs().mean())}

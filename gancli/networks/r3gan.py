@@ -1,0 +1,153 @@
+"""The network of R3GAN (Huang et al., NeurIPS 2024, section 4, config E), for any size that halves to 4 .. 7 pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import conv2d, interpolate, leaky_relu
+
+from gancli.networks.base import Discriminator, Generator
+from gancli.networks.layers import (
+    LabelledNoise,
+    Minibatch,
+    ProjectionHead,
+    he_,
+    minibatch_layer,
+    stages_for,
+    widths_for,
+)
+
+_SLOPE = 0.2
+_LAYERS = 3  # convolutions of a block
+
+
+class R3GANGenerator(Generator):
+    """Noise weighs a learned coarsest map, then `blocks` residual blocks at each size, doubled between; no tanh.
+
+    channels: width of the finest map, doubled at each coarser one up to `max_channels`. group_size:
+    channels that a grouped convolution sees together. expansion: of the width within a block.
+    """
+
+    def __init__(
+        self,
+        *,
+        latent_dim: int,
+        image_shape: Sequence[int],
+        num_classes: int = 0,
+        channels: int = 32,
+        max_channels: int = 256,
+        blocks: int = 1,
+        group_size: int = 16,
+        expansion: int = 2,
+    ) -> None:
+        super().__init__(latent_dim=latent_dim, image_shape=image_shape, num_classes=num_classes)
+        stages, coarsest = stages_for(self.image_shape)
+        widths = widths_for(stages + 1, channels=channels, max_channels=max_channels)[::-1]
+        self.noise = LabelledNoise(latent_dim, num_classes)
+        self.linear = he_(nn.Linear(self.noise.features, widths[0], bias=False), slope=1)
+        self.basis = nn.Parameter(torch.randn(widths[0], *coarsest))
+        layers: list[nn.Module] = _blocks(widths[0], blocks, len(widths), group_size, expansion)
+        for before, after in pairwise(widths):
+            layers += [_mix(before, after), _Up(), *_blocks(after, blocks, len(widths), group_size, expansion)]
+        self.stages = nn.Sequential(*layers)
+        self.output = he_(nn.Conv2d(widths[-1], self.image_shape[0], 1, bias=False), slope=1)
+
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        coarsest = self.linear(self.noise(z, labels))[:, :, None, None] * self.basis
+        images: Tensor = self.output(self.stages(coarsest))
+        return images
+
+
+class R3GANDiscriminator(Discriminator):
+    """The generator's mirror image: blocks at each size, halved between, a learned weighing of the coarsest map, head.
+
+    Arguments as for the generator. minibatch: what looks at several samples together before the head.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_shape: Sequence[int],
+        num_classes: int = 0,
+        channels: int = 32,
+        max_channels: int = 256,
+        blocks: int = 1,
+        group_size: int = 16,
+        expansion: int = 2,
+        minibatch: Minibatch = "none",
+    ) -> None:
+        super().__init__(image_shape=image_shape, num_classes=num_classes)
+        stages, coarsest = stages_for(self.image_shape)
+        widths = widths_for(stages + 1, channels=channels, max_channels=max_channels)
+        layers: list[nn.Module] = [he_(nn.Conv2d(self.image_shape[0], widths[0], 1, bias=False), slope=1)]
+        for before, after in pairwise(widths):
+            layers += [*_blocks(before, blocks, len(widths), group_size, expansion), _Down(), _mix(before, after)]
+        layers += _blocks(widths[-1], blocks, len(widths), group_size, expansion)
+        weighing = he_(nn.Conv2d(widths[-1], widths[-1], coarsest, groups=widths[-1], bias=False), slope=1)
+        self.stages = nn.Sequential(*layers, weighing, nn.Flatten())
+        self.minibatch, features = minibatch_layer(minibatch, widths[-1])
+        self.head = ProjectionHead(features, num_classes)
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        logits: Tensor = self.head(self.minibatch(self.stages(x)), labels)
+        return logits
+
+
+class _Block(nn.Module):
+    """x + 1x1 (grouped 3x3 (1x1 x)), a biased leaky ReLU after the first two.
+
+    depth: residual blocks of the network, by which the first two are scaled down; the last starts at zero,
+    so that the network starts as a line (Zhang et al., ICLR 2019, section 3).
+    """
+
+    def __init__(self, channels: int, *, depth: int, group_size: int, expansion: int) -> None:
+        super().__init__()
+        hidden = channels * expansion
+        groups = max(hidden // group_size, 1)
+        while hidden % groups:
+            groups -= 1
+        self.expand = nn.Conv2d(channels, hidden, 1)
+        self.grouped = nn.Conv2d(hidden, hidden, 3, padding=1, groups=groups)
+        self.reduce = nn.Conv2d(hidden, channels, 1, bias=False)
+        scale = depth ** (-1 / (2 * _LAYERS - 2))
+        with torch.no_grad():
+            for layer, slope in ((self.expand, 1.0), (self.grouped, _SLOPE)):
+                he_(layer, slope=slope).weight.mul_(scale)
+        nn.init.zeros_(self.reduce.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = leaky_relu(self.expand(x), _SLOPE)
+        residual: Tensor = self.reduce(leaky_relu(self.grouped(y), _SLOPE))
+        return x + residual
+
+
+def _blocks(channels: int, blocks: int, sizes: int, group_size: int, expansion: int) -> list[nn.Module]:
+    for name, value in {"blocks": blocks, "group_size": group_size, "expansion": expansion}.items():
+        if value < 1:
+            raise ValueError(f"{name}={value}: at least 1")
+    make = {"depth": blocks * sizes, "group_size": group_size, "expansion": expansion}
+    return [_Block(channels, **make) for _ in range(blocks)]
+
+
+def _mix(before: int, after: int) -> nn.Module:
+    return nn.Identity() if before == after else he_(nn.Conv2d(before, after, 1, bias=False), slope=1)
+
+
+class _Up(nn.Module):
+    """Twice the size, bilinear."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        larger: Tensor = interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+        return larger
+
+
+class _Down(nn.Module):
+    """Half the size: the adjoint of `_Up`, [1, 3, 3, 1] / 8 along each side, zeros beyond the edge."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        taps = torch.tensor([1.0, 3.0, 3.0, 1.0], dtype=x.dtype, device=x.device) / 8
+        kernel = torch.outer(taps, taps).expand(x.shape[1], 1, 4, 4)
+        return conv2d(x, kernel, stride=2, padding=1, groups=x.shape[1])

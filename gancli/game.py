@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from gancli.augment import Augment, NoAugment
+from gancli.augment.base import Augment, NoAugment
 
 if TYPE_CHECKING:
     from gancli.losses import Loss

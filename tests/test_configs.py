@@ -4,19 +4,24 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from conftest import TINY
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
+from PIL import Image
 
 from gancli import config, run_folder, train
 from gancli.config import build, config_dir
+from gancli.datasets import stacked_mnist, torchvision_sets
+from gancli.runtime import seeded
 
 GROUPS = sorted(p.name for p in config_dir().iterdir() if p.is_dir() and p.name != "hydra")
 FILES = sorted(str(p.relative_to(config_dir())) for p in config_dir().rglob("*.yaml"))
 NEEDED = {  # values that a user must give, and data sets that a test must not download
     "dataset/folder.yaml": ["dataset.path=nowhere"],
+    "experiment/folder64.yaml": ["dataset.path=nowhere"],
     "law/table.yaml": ["dataset.law.path=nowhere"],
 }
 
@@ -84,7 +89,7 @@ def test_every_key_has_a_comment(file):
 
 
 @pytest.mark.parametrize(
-    "group", [g for g in GROUPS if g in ("prior", "loss", "update", "penalty", "device", "schedule")]
+    "group", [g for g in GROUPS if g in ("prior", "loss", "update", "penalty", "augment", "device", "schedule")]
 )
 def test_every_small_part_is_built(group):
     for name in choices(group):
@@ -96,11 +101,35 @@ def test_every_small_part_is_built(group):
             assert build(part, key=group) is not None
 
 
+@pytest.fixture
+def pictures(tmp_path, monkeypatch):
+    """Random images in place of every named data set, and a folder of some."""
+
+    def load(name, *, root, download, train):
+        shape = (3, 32, 32) if "CIFAR" in name else (1, 28, 28)
+        images = torch.randint(0, 256, (300, *shape), dtype=torch.uint8, generator=seeded(name, train))
+        return images, torch.arange(300) % 10
+
+    for module in (torchvision_sets, stacked_mnist):
+        monkeypatch.setattr(module, "load", load)
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(150):
+        Image.new("RGB", (70, 80), (number, 50, 255 - number)).save(folder / f"{number}.png")
+    return folder
+
+
 @pytest.mark.parametrize("name", choices("experiment"))
 @pytest.mark.slow
-def test_every_experiment_trains_for_a_few_steps(name, cli):
-    size = composed(f"experiment={name}")["train"]["batch_size"]
+def test_every_experiment_trains_for_a_few_steps(name, cli, pictures):
+    extra = [o.replace("nowhere", str(pictures)) for o in NEEDED.get(f"experiment/{name}.yaml", [])]
+    settings = composed(f"experiment={name}", *extra)
+    images = "channels" in settings["network"]["generator"]
     small = [word for word in TINY if not word.startswith(("network", "prior", "train"))]
-    result = cli("train", *small, f"experiment={name}", f"train.images={3 * size}", "hydra.run.dir=run")
+    if images:
+        small += ["network.generator.channels=8", "network.discriminator.channels=8", "train.batch_size=16"]
+    size = 16 if images else settings["train"]["batch_size"]
+    small += ["train.minutes=null", f"train.images={3 * size}", "hydra.run.dir=run"]
+    result = cli("train", f"experiment={name}", *extra, *small)
     assert result.status == 0, result.err
     assert Path("run/samples.png").exists()

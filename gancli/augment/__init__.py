@@ -1,0 +1,1 @@
+"""Changes to what the discriminator sees, for when there is little data."""

@@ -18,7 +18,8 @@ from gancli.errors import UserError
 
 TRUSTED = ("gancli.", "torch.optim.")
 MAY_CHANGE = (
-    *("train.images", "train.minutes", "log", "checkpoint", "device.threads", "resume", "trust"),
+    *("train.images", "train.minutes", "log", "checkpoint", "evaluation", "metric", "watch"),
+    *("device.threads", "resume", "trust"),
     *("dataset.root", "dataset.path", "dataset.cache", "dataset.download"),  # where the data is, not what it is
 )
 

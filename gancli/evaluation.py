@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -72,14 +73,15 @@ class Evaluation:
     def look(self, trainer: Trainer) -> None:
         """Evaluates, keeps the best, and acts on what the watch finds. Raises Collapsed."""
         began = time.monotonic()
-        assert self.evaluator is not None and self.evaluator.best is not None
+        assert self.evaluator is not None
         samples = self._samples(trainer)
         values = self.evaluator(samples) | {"diversity": variance(samples) / variance(self.evaluator.real)}
         name, better = self.evaluator.best
         findings = self.watch.look(trainer.monitor.latest, values, name=name, better=better, best=self.best)
         serious = [finding for finding in findings if finding.serious]
-        if self.best is None or (values[name] < self.best if better == "lower" else values[name] > self.best):
-            self.best, self.best_images = values[name], trainer.images
+        now, best = values[name], self.best
+        if math.isfinite(now) and (best is None or (now < best if better == "lower" else now > best)):
+            self.best, self.best_images = now, trainer.images
             trainer.checkpoints.save_best(trainer.state(), images=trainer.images)
         if not serious:
             self.healthy = trainer.images
@@ -116,9 +118,15 @@ class Evaluation:
         share = self.seconds / max(trainer.seconds, 1e-9)
         trainer.monitor.writer.add_scalar("speed/evaluation_share", share, trainer.images)
 
+    @property
+    def _name(self) -> str | None:
+        """Of the number that judges checkpoints."""
+        return None if self.evaluator is None else self.evaluator.best[0]
+
     def state(self) -> dict[str, Any]:
         """What a resumed run must know."""
         return {
+            "name": self._name,
             "best": self.best,
             "best_images": self.best_images,
             "healthy": self.healthy,
@@ -128,7 +136,8 @@ class Evaluation:
 
     def load_state(self, state: Mapping[str, Any], *, images: int) -> None:
         """Goes on from `state`, taken after `images` images; rows of this run's own past that are dropped."""
-        self.best, self.best_images = state["best"], state["best_images"]
+        if state["name"] == self._name:  # another metric's best is not ours
+            self.best, self.best_images = state["best"], state["best_images"]
         self.healthy, self.rollbacks, self.watch.norms = state["healthy"], state["rollbacks"], list(state["norms"])
         if self.file.exists():
             lines = self.file.read_bytes().splitlines(keepends=True)

@@ -139,7 +139,7 @@ def summarise(trainer: Trainer, folder: Path) -> None:
     if "game/value" in latest:
         log.info("value of the game %.3f (saddle point: -log 4 = -1.386)", latest["game/value"])
     evaluation = trainer.evaluation
-    if evaluation.latest and evaluation.evaluator is not None and evaluation.evaluator.best is not None:
+    if evaluation.latest and evaluation.evaluator is not None:
         name = evaluation.evaluator.best[0]
         log.info(
             "%s %.4g now, %.4g at its best, after %s images; evaluation took %.1f %% of the time",

@@ -217,6 +217,7 @@ class Trainer:
         for player in PLAYERS:
             self.optimizers[player].optimizer.load_state_dict(state["optimizers"][player])
             self.optimizers[player].lr_factor = state["lr_factors"][player]
+            self.optimizers[player].optimizer.zero_grad(set_to_none=True)  # of a step that was not made
         self.game.augment.load_state(state["augment"])
         self.monitor.load_state(state["monitor"])
         self.evaluation.load_state(state["evaluation"], images=state["images"])

@@ -19,8 +19,8 @@ from gancli.metrics.features import Features
 class Evaluator:
     """Scores samples against the `reference` part of `dataset`, at most `reference_count` of it.
 
-    features: an extractor, or None for points. cache: folder for what the extractor says of the reference,
-    found again by content.
+    metrics: at least one. features: an extractor, or None for points. cache: folder for what the extractor
+    says of the reference, found again by content.
     """
 
     def __init__(
@@ -39,11 +39,9 @@ class Evaluator:
         self.real = Samples(data, labels, features=features, cache=cache)
 
     @property
-    def best(self) -> tuple[str, Better] | None:
+    def best(self) -> tuple[str, Better]:
         """The number that says which checkpoint is the best: the first of the first metric."""
-        for metric in self.metrics.values():
-            return next(iter(metric.values.items()))
-        return None
+        return next(iter(next(iter(self.metrics.values())).values.items()))
 
     def samples(self, made: Tensor, labels: Tensor | None) -> Samples:
         """Generated samples (N, *shape), images in [-1, 1], as they would be saved."""

@@ -27,7 +27,8 @@ class Generator(nn.Module, ABC):
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """Noise (B, latent_dim) and int64 labels (B,) to (B, *image_shape): images in [-1, 1], points anywhere.
 
-        Raises ValueError where there are classes but no labels; without classes labels are ignored.
+        A network without a last tanh learns the range of images and may leave it. Raises ValueError where
+        there are classes but no labels; without classes labels are ignored.
         """
 
 

@@ -107,34 +107,38 @@ class ProjectionHead(nn.Module):
 
 
 class MinibatchStd(MixesSamples):
-    """Appends to features (B, F) how much they vary within a group of `group` samples: (B, F + 1).
+    """Appends to maps or features (B, F, ...) how much they vary within `group` samples: (B, F + 1, ...).
 
-    The mean over features of their standard deviation (Karras et al., ICLR 2018, section 3). Samples are
-    grouped with those a whole number of groups away; the largest divisor of B up to `group` is used.
+    One channel with the mean over channels and pixels of their standard deviation (Karras et al., ICLR 2018,
+    section 3). A group is as large as the largest divisor of B up to `group`, and takes every
+    (B / group)-th sample; of a prime B above `group` each sample is alone, and the channel says nothing.
     """
 
-    def __init__(self, features: int, *, group: int = 4) -> None:
+    def __init__(self, *, group: int = 4) -> None:
         super().__init__()
-        self.features, self.group = features + 1, group
+        if group < 1:
+            raise ValueError(f"group={group}: at least 1 sample")
+        self.group = group
 
     def forward(self, h: Tensor) -> Tensor:
         group = max(size for size in range(1, self.group + 1) if len(h) % size == 0)
-        apart = h.float().view(group, -1, h.shape[1])
-        # The small number keeps the square root's derivative finite for identical samples.
-        std = (apart.var(0, unbiased=False) + 1e-8).sqrt().mean(1, keepdim=True)
-        return torch.cat([h, std.repeat(group, 1).to(h.dtype)], dim=1)
+        apart = h.float().unflatten(0, (group, -1))
+        # The small number keeps the square root's derivatives finite for identical samples.
+        std = (apart.var(0, unbiased=False) + 1e-8).sqrt().flatten(1).mean(1)
+        channel = std.repeat(group).to(h.dtype).view(-1, 1, *[1] * (h.ndim - 2))
+        return torch.cat([h, channel.expand(-1, 1, *h.shape[2:])], dim=1)
 
 
 class MinibatchDiscrimination(MixesSamples):
     """Appends to features (B, F) the closeness to the other samples: (B, F + kernels).
 
-    o_b = sum over other samples of exp(-|M_b - M_other|_1), M = T h with `dims` rows for each of `kernels`
-    (Salimans et al., NeurIPS 2016, section 3.2).
+    o(i)_b = sum over j of exp(-|M_ib - M_jb|_1), less the 1 of j = i, where M_i = T h_i has `dims` numbers
+    for each kernel b (Salimans et al., NeurIPS 2016, eq. 1 and 2).
     """
 
-    def __init__(self, features: int, *, kernels: int = 16, dims: int = 8) -> None:
+    def __init__(self, features: int, *, kernels: int = 32, dims: int = 8) -> None:
         super().__init__()
-        self.features, self.kernels = features + kernels, kernels
+        self.kernels = kernels
         self.tensor = he_(nn.Linear(features, kernels * dims, bias=False), slope=1)
 
     def forward(self, h: Tensor) -> Tensor:
@@ -144,11 +148,18 @@ class MinibatchDiscrimination(MixesSamples):
 
 
 def minibatch_layer(kind: Minibatch, features: int) -> tuple[nn.Module, int]:
-    """What looks at several samples together, for features (B, `features`), and how many features come out."""
+    """What looks at several samples together, for features (B, `features`), and how many features come out.
+
+    Raises ValueError on another kind.
+    """
     if kind == "none":
         return nn.Identity(), features
-    layer = MinibatchStd(features) if kind == "std" else MinibatchDiscrimination(features)
-    return layer, layer.features
+    if kind == "std":
+        return MinibatchStd(), features + 1
+    if kind == "discrimination":
+        layer = MinibatchDiscrimination(features)
+        return layer, features + layer.kernels
+    raise ValueError(f"minibatch={kind}: one of none, std, discrimination")
 
 
 def given(labels: Tensor | None) -> Tensor:

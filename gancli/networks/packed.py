@@ -35,7 +35,7 @@ class Packed(Discriminator):
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         missing = -len(x) % self.pack
         rows = torch.arange(len(x) + missing, device=x.device) % len(x)
-        packs = (x[rows] if missing else x).reshape(-1, *self.inner.image_shape)
+        packs = (x[rows] if missing else x).unflatten(0, (-1, self.pack)).flatten(1, 2)
         logits: Tensor = self.inner(packs).repeat_interleave(self.pack)
         return logits[: len(x)]
 

@@ -25,10 +25,11 @@ _LAYERS = 3  # convolutions of a block
 
 
 class R3GANGenerator(Generator):
-    """Noise weighs a learned coarsest map, then `blocks` residual blocks at each size, doubled between; no tanh.
+    """Noise weighs a learned coarsest map, then `blocks` residual blocks at each size, doubled between.
 
-    channels: width of the finest map, doubled at each coarser one up to `max_channels`. group_size:
-    channels that a grouped convolution sees together. expansion: of the width within a block.
+    No tanh, as in the paper: pixels may leave [-1, 1]. channels: width of the finest map, doubled at each
+    coarser one up to `max_channels`. group_size: channels that a grouped convolution sees together; all
+    where there are fewer, more where it does not divide them. expansion: of the width within a block.
     """
 
     def __init__(
@@ -97,10 +98,11 @@ class R3GANDiscriminator(Discriminator):
 
 
 class _Block(nn.Module):
-    """x + 1x1 (grouped 3x3 (1x1 x)), a biased leaky ReLU after the first two.
+    """x + 1x1 (grouped 3x3 (1x1 x)), a biased leaky ReLU after the first two: maps (B, channels, H, W) to the same.
 
-    depth: residual blocks of the network, by which the first two are scaled down; the last starts at zero,
-    so that the network starts as a line (Zhang et al., ICLR 2019, section 3).
+    depth: residual blocks of the network; the first two weights are scaled by depth^(-1/4), that is
+    L^(-1/(2m-2)), and the last starts at zero, so that the network starts linear (Zhang et al., ICLR 2019,
+    section 3).
     """
 
     def __init__(self, channels: int, *, depth: int, group_size: int, expansion: int) -> None:
@@ -114,13 +116,13 @@ class _Block(nn.Module):
         self.reduce = nn.Conv2d(hidden, channels, 1, bias=False)
         scale = depth ** (-1 / (2 * _LAYERS - 2))
         with torch.no_grad():
-            for layer, slope in ((self.expand, 1.0), (self.grouped, _SLOPE)):
-                he_(layer, slope=slope).weight.mul_(scale)
+            for layer in (self.expand, self.grouped):
+                he_(layer, slope=_SLOPE).weight.mul_(scale)
         nn.init.zeros_(self.reduce.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = leaky_relu(self.expand(x), _SLOPE)
-        residual: Tensor = self.reduce(leaky_relu(self.grouped(y), _SLOPE))
+        y = leaky_relu(self.expand(x), _SLOPE, inplace=True)  # safe: convolutions do not keep their outputs
+        residual: Tensor = self.reduce(leaky_relu(self.grouped(y), _SLOPE, inplace=True))
         return x + residual
 
 
@@ -145,9 +147,13 @@ class _Up(nn.Module):
 
 
 class _Down(nn.Module):
-    """Half the size: the adjoint of `_Up`, [1, 3, 3, 1] / 8 along each side, zeros beyond the edge."""
+    """Half the size, bilinear: [1, 3, 3, 1] / 8 along each side, zeros beyond the edge."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        taps = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
+        # On the device from the start: a copy to it in each pass would make the GPU wait.
+        self.kernel = nn.Buffer(torch.outer(taps, taps)[None, None], persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        taps = torch.tensor([1.0, 3.0, 3.0, 1.0], dtype=x.dtype, device=x.device) / 8
-        kernel = torch.outer(taps, taps).expand(x.shape[1], 1, 4, 4)
-        return conv2d(x, kernel, stride=2, padding=1, groups=x.shape[1])
+        return conv2d(x, self.kernel.expand(x.shape[1], 1, 4, 4), stride=2, padding=1, groups=x.shape[1])

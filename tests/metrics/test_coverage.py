@@ -1,0 +1,90 @@
+"""Density and coverage against loops written from the paper, and the search for neighbours."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from gancli.metrics import coverage
+from gancli.metrics.base import Samples
+from gancli.metrics.coverage import DensityCoverage, nearest
+from gancli.runtime import seeded
+
+
+def points(count, *key, dims=3, scale=1.0):
+    return scale * torch.randn(count, dims, generator=seeded("points", *key))
+
+
+def distance(a, b):
+    return float((a.double() - b.double()).square().sum().sqrt())
+
+
+def by_hand(fake, real, k):
+    """Naeem et al., ICML 2020: eq. 5 is density, eq. 8 coverage, NND_k the distance to the k-th other real sample."""
+    radii = []
+    for i, x in enumerate(real):
+        others = sorted(distance(x, other) for j, other in enumerate(real) if j != i)
+        radii.append(others[k - 1])
+    density = sum(distance(y, x) < radius for y in fake for x, radius in zip(real, radii, strict=True))
+    coverage = sum(
+        any(distance(y, x) < radius for y in fake) for x, radius in zip(real, radii, strict=True)
+    )
+    return {"density": density / (k * len(fake)), "coverage": coverage / len(real)}
+
+
+def score(fake, real, **settings):
+    return DensityCoverage(**settings)(Samples(fake), Samples(real), SimpleNamespace(), seed=0)
+
+
+@pytest.mark.parametrize("k", [1, 3, 5])
+@pytest.mark.parametrize("scale", [0.3, 1.0, 1.7])
+def test_density_and_coverage_are_those_of_the_paper(monkeypatch, k, scale):
+    monkeypatch.setattr(coverage, "_ROWS", 7)  # several pieces of the distance matrix
+    fake, real = points(31, "fake", scale=scale), points(40, "real")
+    wanted = by_hand(fake, real, k)
+    assert 0 < wanted["coverage"] < 1, "else the comparison says little"
+    assert score(fake, real, neighbours=k) == pytest.approx(wanted, rel=1e-12)
+
+
+def test_density_passes_1_in_the_middle_and_coverage_does_not_follow():
+    real = points(50, "real")
+    found = score(points(50, "fake", scale=0.2), real, neighbours=5)
+    assert found == pytest.approx(by_hand(points(50, "fake", scale=0.2), real, 5))
+    assert found["density"] > 1 > found["coverage"]
+
+
+def test_the_same_samples_cover_everything_and_far_ones_nothing():
+    real = points(30, "real")
+    assert score(real, real)["coverage"] == 1
+    assert score(real + 100, real) == {"density": 0, "coverage": 0}
+
+
+def test_fewer_real_samples_than_neighbours():
+    real, fake = points(4, "real"), points(9, "fake")
+    assert score(fake, real, neighbours=5) == pytest.approx(by_hand(fake, real, 3))
+
+
+def test_count_takes_a_part_of_either_side():
+    fake, real = points(60, "fake"), points(60, "real")
+    fewer = by_hand(Samples(fake).take(20), Samples(real).take(20), 5)
+    assert score(fake, real, count=20) == pytest.approx(fewer) != by_hand(fake, real, 5)
+
+
+@pytest.mark.parametrize("name", ["neighbours", "count"])
+def test_numbers_below_1_are_refused(name):
+    with pytest.raises(ValueError, match=f"{name}=0: at least 1"):
+        DensityCoverage(**{name: 0})
+
+
+def test_nearest_neighbours(monkeypatch):
+    monkeypatch.setattr(coverage, "_ROWS", 4)
+    some, among = points(10, "some"), points(25, "among")
+    distances, indices = nearest(some, among, count=3)
+    for row, point in enumerate(some):
+        order = sorted(range(25), key=lambda j: distance(point, among[j]))
+        assert indices[row].tolist() == order[:3]
+        assert distances[row].tolist() == pytest.approx([distance(point, among[j]) for j in order[:3]], rel=1e-5)
+    _, itself = nearest(among, among)
+    assert itself[:, 0].tolist() == list(range(25))
+    _, others = nearest(among, among, skip=1)
+    assert all(other != row for row, other in enumerate(others[:, 0].tolist()))

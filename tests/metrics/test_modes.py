@@ -1,0 +1,173 @@
+"""Modes, reverse KL and distances on the line, for samples whose numbers are known beforehand."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from gancli.datasets import stacked_mnist
+from gancli.datasets.digits import Digits
+from gancli.datasets.points import GaussianGrid, GaussianRing, Law1d, SwissRoll
+from gancli.datasets.stacked_mnist import StackedMNIST
+from gancli.laws import Exponential, Normal, Uniform
+from gancli.metrics.base import Samples
+from gancli.metrics.features import Random
+from gancli.metrics.modes import Line, Modes
+from gancli.runtime import seeded
+
+RING = GaussianRing(modes=4, radius=1.0, std=0.1)  # centres (1, 0), (0, 1), (-1, 0), (0, -1)
+NAN = float("nan")
+
+
+def modes(points, dataset=RING):
+    return Modes()(Samples(torch.as_tensor(points)), Samples(torch.zeros(2, 2)), dataset, seed=0)
+
+
+def test_one_sample_in_each_mode():
+    assert modes(RING.centres) == {"reverse_kl": pytest.approx(0, abs=1e-7), "modes": 4, "high_quality": 1}
+
+
+def test_a_collapsed_sample():
+    found = modes(RING.centres[:1].expand(50, 2))
+    assert found == {"reverse_kl": pytest.approx(math.log(4)), "modes": 1, "high_quality": 1}
+
+
+def test_shares_by_hand():
+    points = RING.centres[torch.tensor([0, 0, 0, 1])]
+    wanted = 0.75 * math.log(0.75 / 0.25) + 0.25 * math.log(0.25 / 0.25)
+    assert modes(points)["reverse_kl"] == pytest.approx(wanted)
+    other_way = sum(0.25 * math.log(0.25 / q) for q in (0.75, 0.25))  # and two infinite terms
+    assert wanted != pytest.approx(other_way)
+
+
+def test_three_standard_deviations_are_the_border_of_quality():
+    inside, outside = RING.centres.clone(), RING.centres.clone()
+    inside[:, 0] += 0.29
+    outside[:, 0] += 0.31
+    assert modes(inside)["high_quality"] == 1 and modes(inside)["modes"] == 4
+    assert modes(outside) == {"reverse_kl": pytest.approx(0, abs=1e-7), "modes": 0, "high_quality": 0}
+    half = modes(torch.cat([inside[:2], outside[2:]]))
+    assert half["high_quality"] == 0.5 and half["modes"] == 2
+
+
+def test_points_that_are_no_numbers_belong_nowhere():
+    points = torch.cat([RING.centres, torch.tensor([[NAN, 0.0], [0.0, NAN], [math.inf, 0.0], [NAN, NAN]])])
+    assert modes(points) == {"reverse_kl": pytest.approx(0, abs=1e-7), "modes": 4, "high_quality": 0.5}
+    nothing = modes(torch.full((3, 2), NAN))
+    assert math.isnan(nothing["reverse_kl"]) and nothing["modes"] == 0 and nothing["high_quality"] == 0
+
+
+def test_real_samples_of_the_grid_are_in_all_of_its_modes():
+    grid = GaussianGrid()
+    found = modes(grid.reference("train", 5_000)[0], grid)
+    assert found["modes"] == 25
+    # A Gaussian in the plane is within three standard deviations with probability 1 - exp(-9/2).
+    assert found["high_quality"] == pytest.approx(1 - math.exp(-4.5), abs=0.006)
+    assert 0 < found["reverse_kl"] == pytest.approx(24 / (2 * 5_000), rel=0.8)  # the expected value, (K - 1) / 2 n
+
+
+class Says:
+    """In place of samples: what the classifier said of them."""
+
+    def __init__(self, digits, *, sure=5.0):
+        self.logits = torch.zeros(len(digits), 30)
+        for row, triple in enumerate(digits):
+            for place, digit in enumerate(triple):
+                self.logits[row, 10 * place + digit] = sure
+
+    def __len__(self):
+        return len(self.logits)
+
+
+@pytest.fixture
+def stacked(monkeypatch):
+    """Stacked MNIST of ten 'digits', digit d all of brightness d; zeros are twice as many."""
+    labels = torch.tensor([0, *range(10)])
+    images = labels.to(torch.uint8)[:, None, None, None].expand(-1, 1, 28, 28).contiguous()
+    monkeypatch.setattr(stacked_mnist, "load", lambda name, **how: (images, labels))
+    return StackedMNIST()
+
+
+def test_a_mode_of_stacked_mnist_is_three_digits(stacked):
+    index, good = stacked.modes_of(Says([(0, 0, 0), (1, 2, 3), (9, 0, 7), (0, 4, 0)]))
+    assert index.tolist() == [0, 123, 907, 40] and good.all()
+
+
+def test_its_labels_are_the_digits_that_one_sees(stacked):
+    data, labels = stacked.reference("train", 50)
+    assert data.dtype == torch.uint8 and data.shape == (50, 3, 28, 28)
+    seen = data[:, :, 0, 0].long()
+    assert torch.equal(labels, seen[:, 0] * 100 + seen[:, 1] * 10 + seen[:, 2])
+    index, _ = stacked.modes_of(Says(seen.tolist()))
+    assert torch.equal(index, labels)
+    images, digits = stacked.labelled("train")
+    assert images.shape == (11, 1, 28, 28) and torch.equal(images[:, 0, 0, 0].long(), digits)
+
+
+def test_reverse_kl_of_stacked_mnist_is_against_its_own_shares(stacked):
+    shares = torch.tensor([2, *[1] * 9]) / 11
+    assert stacked.mode_shares.shape == (1000,)
+    assert float(stacked.mode_shares[907]) == pytest.approx(float(shares[9] * shares[0] * shares[7]))
+    found = Modes()(Says([(0, 0, 0), (1, 2, 3)]), None, stacked, seed=0)
+    wanted = 0.5 * math.log(0.5 / (2 / 11) ** 3) + 0.5 * math.log(0.5 / (1 / 11) ** 3)
+    assert found == {"reverse_kl": pytest.approx(wanted), "modes": 2}
+
+
+def test_whom_the_metrics_suit(stacked):
+    digits = Digits()
+    random = Random(digits, device=torch.device("cpu"))
+    assert Modes().suits(RING, None) and not Modes().suits(SwissRoll(), None) and not Modes().suits(digits, random)
+    assert not Modes().suits(stacked, random), "an extractor that names no digits"
+    assert Line().suits(Law1d(law=Normal()), None) and not Line().suits(RING, None)
+
+
+LAWS = {
+    "normal": (Normal(mean=1.0, std=2.0), stats.norm(1.0, 2.0)),
+    "exponential": (Exponential(rate=0.5), stats.expon(scale=2.0)),
+    "uniform": (Uniform(low=-1.0, high=3.0), stats.uniform(-1.0, 4.0)),
+}
+
+
+def line(law, x):
+    return Line()(Samples(torch.as_tensor(x)[:, None]), None, Law1d(law=law), seed=0)
+
+
+@pytest.mark.parametrize("name", LAWS)
+@pytest.mark.parametrize("shift", [0.0, 0.7, -0.7])
+def test_kolmogorov_smirnov_is_scipys(name, shift):
+    law, known = LAWS[name]
+    x = law.sample(200, seeded("line")).double() + shift
+    found = line(law, x)
+    assert found["ks"] == pytest.approx(stats.kstest(x.numpy(), known.cdf).statistic, abs=1e-9)
+
+
+def test_ks_of_few_samples_by_hand():
+    # F_n of one sample at 0.3 jumps from 0 to 1 there: sup |F_n - F| = max(0.3, 0.7).
+    assert line(Uniform(), torch.tensor([0.3]))["ks"] == pytest.approx(0.7)
+    assert line(Uniform(), torch.tensor([0.8]))["ks"] == pytest.approx(0.8)
+    assert line(Uniform(), torch.tensor([0.75, 0.25]))["ks"] == pytest.approx(0.25)
+
+
+def test_wasserstein_1_of_a_shift_is_the_shift():
+    # The law's own quantiles at the midpoints, moved: in closed form |shift| exactly.
+    for law, _ in LAWS.values():
+        quantiles = law.inverse_cdf((torch.arange(100, dtype=torch.float64) + 0.5) / 100)
+        assert line(law, quantiles)["wasserstein1"] == pytest.approx(0, abs=1e-6)
+        for shift in (0.25, -3.0):
+            mixed = (quantiles + shift)[torch.randperm(100, generator=seeded("mixed"))]
+            assert line(law, mixed)["wasserstein1"] == pytest.approx(abs(shift), abs=1e-5)
+
+
+def test_wasserstein_1_of_a_point_is_the_mean_absolute_deviation():
+    # All samples in one point c: E|X - c|. For U(0, 1) and c = 1/2 that is 1/4, for N(0, 1) and 0 sqrt(2/pi).
+    assert line(Uniform(), torch.full((2_000,), 0.5))["wasserstein1"] == pytest.approx(0.25, rel=1e-3)
+    assert line(Normal(), torch.zeros(20_000))["wasserstein1"] == pytest.approx(math.sqrt(2 / math.pi), rel=1e-3)
+
+
+def test_wasserstein_1_is_near_scipys_between_two_samples():
+    law, known = LAWS["normal"]
+    x = law.sample(300, seeded("line")).double().numpy() * 1.5
+    dense = known.ppf((np.arange(20_000) + 0.5) / 20_000)
+    assert line(law, torch.as_tensor(x))["wasserstein1"] == pytest.approx(stats.wasserstein_distance(x, dense), rel=0.02)

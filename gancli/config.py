@@ -166,6 +166,8 @@ def _name(hint: Any) -> str:
         return "one of " + ", ".join(map(str, options))
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return " or ".join(_name(option) for option in options)
+    if typing.get_origin(hint) is list and options:
+        return f"list of {_name(options[0])}"
     return "null" if hint is types.NoneType else getattr(hint, "__name__", str(hint))
 
 

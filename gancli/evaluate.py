@@ -82,7 +82,7 @@ def _run(folder: Path, settings: Mapping[str, Any], runtime: Runtime) -> list[Ro
     trained = config.load_run(folder, trust=settings["trust"], parts=("prior", "network.generator", "dataset"))
     found = list(_checkpoints(folder, settings["checkpoint"]))
     dataset = build(_moved(trained["dataset"], settings["data"]), key="dataset")
-    evaluator = _evaluator(settings, dataset, runtime)
+    evaluator = _evaluator(settings, dataset, runtime, labelled=bool(found[0][1]["num_classes"]))
     log.info("%s: %s", folder, _spoken(evaluator))
     rows = [row_for("real, the other part", _real(evaluator), {**evaluator.protocol(), "samples": "real"})]
     prior = build(trained["prior"], key="prior")
@@ -114,11 +114,12 @@ def record(folder: Path, rows: Sequence[Row]) -> None:
         file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
-def _evaluator(settings: Mapping[str, Any], dataset: Dataset, runtime: Runtime) -> Evaluator:
+def _evaluator(settings: Mapping[str, Any], dataset: Dataset, runtime: Runtime, *, labelled: bool) -> Evaluator:
     asked = settings["metric"].keys() - {"features"}
     made = evaluators.assemble(
         settings["metric"],
         dataset,
+        labelled=labelled,
         device=runtime.device,
         cache=Path(settings["cache"]).expanduser(),
         reference=settings["reference"],
@@ -175,7 +176,7 @@ def _folders(settings: Mapping[str, Any], runtime: Runtime) -> Row:
         raise UserError(
             f"resolution=null: images of {made.shape[1:]} and {real.shape[1:]} pixels; give one size for both"
         )
-    evaluator = _evaluator(settings, real, runtime)
+    evaluator = _evaluator(settings, real, runtime, labelled=False)
     log.info("%s", _spoken(evaluator))
     samples = Samples(made.reference("train", settings["count"])[0], features=evaluator.features)
     values = evaluator(samples, seed=settings["seed"])

@@ -32,8 +32,9 @@ _BATCH = 250
 class Evaluation:
     """Scores `count` samples of the averaged generator every `every` images, and at the end of the run.
 
-    every: None for never. reference_count: real samples to compare with, of the training part. watch: what
-    looks for collapse. metric: the group's settings. cache: for features of real images.
+    every: None for never. reference_count: real samples to compare with, of the training part. labelled:
+    whether the generator takes labels. watch: what looks for collapse. metric: the group's settings.
+    cache: for features of real images.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Evaluation:
         *,
         metric: Mapping[str, Any],
         dataset: Dataset,
+        labelled: bool,
         device: torch.device,
         watch: Watch,
         every: int | None = 100_000,
@@ -56,8 +58,14 @@ class Evaluation:
         self.evaluator = None
         if every is not None:
             self.evaluator = evaluators.assemble(
-                metric, dataset, device=device, cache=Path(cache).expanduser(), reference_count=reference_count
+                metric,
+                dataset,
+                labelled=labelled,
+                device=device,
+                cache=Path(cache).expanduser(),
+                reference_count=reference_count,
             )
+        self.first: float | None = None
         self.best: float | None = None
         self.best_images, self.healthy, self.rollbacks = 0, 0, 0
         self.seconds = 0.0
@@ -77,10 +85,13 @@ class Evaluation:
         samples = self._samples(trainer)
         values = self.evaluator(samples) | {"diversity": variance(samples) / variance(self.evaluator.real)}
         name, better = self.evaluator.best
-        findings = self.watch.look(trainer.monitor.latest, values, name=name, better=better, best=self.best)
+        findings = self.watch.look(
+            trainer.monitor.latest, values, name=name, better=better, first=self.first, best=self.best
+        )
         serious = [finding for finding in findings if finding.serious]
         now, best = values[name], self.best
         if math.isfinite(now) and (best is None or (now < best if better == "lower" else now > best)):
+            self.first = now if self.first is None else self.first
             self.best, self.best_images = now, trainer.images
             trainer.checkpoints.save_best(trainer.state(), images=trainer.images)
         if not serious:
@@ -127,6 +138,7 @@ class Evaluation:
         """What a resumed run must know."""
         return {
             "name": self._name,
+            "first": self.first,
             "best": self.best,
             "best_images": self.best_images,
             "healthy": self.healthy,
@@ -134,11 +146,14 @@ class Evaluation:
             "norms": list(self.watch.norms),
         }
 
-    def load_state(self, state: Mapping[str, Any], *, images: int) -> None:
-        """Goes on from `state`, taken after `images` images; rows of this run's own past that are dropped."""
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Goes on from `state`."""
         if state["name"] == self._name:  # another metric's best is not ours
-            self.best, self.best_images = state["best"], state["best_images"]
+            self.first, self.best, self.best_images = state["first"], state["best"], state["best_images"]
         self.healthy, self.rollbacks, self.watch.norms = state["healthy"], state["rollbacks"], list(state["norms"])
+
+    def rewind(self, images: int) -> None:
+        """Forgets the rows of this run's own past `images` images."""
         if self.file.exists():
             lines = self.file.read_bytes().splitlines(keepends=True)
             write_whole(self.file, b"".join(line for line in lines if not _past(line, images)))

@@ -85,6 +85,7 @@ def assemble(settings: Mapping[str, Any], *, folder: Path) -> Trainer:
             key="evaluation",
             metric=settings["metric"],
             dataset=dataset,
+            labelled=settings["conditional"],
             device=runtime.device,
             watch=build(settings["watch"], key="watch"),
         ),
@@ -140,12 +141,11 @@ def summarise(trainer: Trainer, folder: Path) -> None:
         log.info("value of the game %.3f (saddle point: -log 4 = -1.386)", latest["game/value"])
     evaluation = trainer.evaluation
     if evaluation.latest and evaluation.evaluator is not None:
-        name = evaluation.evaluator.best[0]
-        log.info(
-            "%s %.4g now, %.4g at its best, after %s images; evaluation took %.1f %% of the time",
-            *(name, evaluation.latest[name], evaluation.best, f"{evaluation.best_images:,}"),
-            100 * evaluation.seconds / max(trainer.seconds, 1e-9),
-        )
+        name, best = evaluation.evaluator.best[0], ""
+        if evaluation.best is not None:
+            best = f", {evaluation.best:.4g} at its best, after {evaluation.best_images:,} images"
+        share = evaluation.seconds / max(trainer.seconds, 1e-9)
+        log.info("%s %.4g now%s; evaluation took %.1f %% of the time", name, evaluation.latest[name], best, 100 * share)
     log.info("run folder    %s", folder)
     log.info("picture       %s", folder / "samples.png")
     log.info("checkpoint    %s", trainer.checkpoints.path(trainer.images))

@@ -83,6 +83,7 @@ class Trainer:
         """Trains to the end, or to a signal, and leaves a checkpoint of the last step."""
         self.saved = -1 if self.step == 0 else self.images
         self.monitor.begin(self)
+        self.evaluation.rewind(self.images)
         handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
         began = time.monotonic() - self.seconds
         try:
@@ -172,13 +173,16 @@ class Trainer:
         state = self.checkpoints.newest(up_to=up_to) if watch.action == "rollback" else None
         if state is None or rollbacks >= watch.rollbacks:
             raise error
-        seconds = self.seconds
+        seconds, best = self.seconds, (self.evaluation.best, self.evaluation.best_images)
         self.load_state(state)
-        self.seconds, self.evaluation.rollbacks = seconds, rollbacks + 1  # neither time nor count goes back
+        # Neither time nor count goes back, and the best checkpoint is still there.
+        self.seconds, self.evaluation.rollbacks = seconds, rollbacks + 1
+        self.evaluation.best, self.evaluation.best_images = best
         for optimizer in self.optimizers.values():
             optimizer.lr_factor *= watch.lower_lr
         self.checkpoints.forget_after(self.images)
         self.monitor.rewind(self)
+        self.evaluation.rewind(self.images)
         self.save()
         factor = self.optimizers["generator"].lr_factor
         log.warning("%s\n  back to %s images, learning rates times %g", error, f"{self.images:,}", factor)
@@ -220,7 +224,7 @@ class Trainer:
             self.optimizers[player].optimizer.zero_grad(set_to_none=True)  # of a step that was not made
         self.game.augment.load_state(state["augment"])
         self.monitor.load_state(state["monitor"])
-        self.evaluation.load_state(state["evaluation"], images=state["images"])
+        self.evaluation.load_state(state["evaluation"])
         set_random_state(state["random"], self.game.stream)
         self.step, self.seconds = state["step"], state["seconds"]
 

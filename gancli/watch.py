@@ -10,6 +10,7 @@ from typing import Literal
 from gancli.metrics.base import Better
 
 Action = Literal["warn", "stop", "rollback"]
+_GIVEN_BACK = 0.1  # share of an improvement whose loss is more than noise
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class Watch:
     action: what a serious finding leads to: `warn` in the log, `stop` the run, or `rollback` to the last
     checkpoint from before with learning rates times `lower_lr`, at most `rollbacks` times, then stop.
     diversity: collapse is when samples vary less than this share of what real ones do, in feature space.
-    worse: a loss of quality is when the metric is this many times worse than its best.
+    worse: a loss of quality is when the metric is this many times worse than its best, and has given back at
+    least a tenth of what was won since the first evaluation.
     saturated: accuracy on both real and generated samples from which the discriminator is too strong.
     small, large: gradient norms of the generator, as multiples of its usual one, that are out of the ordinary.
     """
@@ -62,17 +64,30 @@ class Watch:
         *,
         name: str,
         better: Better,
+        first: float | None,
         best: float | None,
     ) -> list[Finding]:
         """What is wrong now. scalars: the last row of the log. values: of the evaluation, with "diversity".
 
-        name, better, best: the number that judges checkpoints, and its best value so far, None before the first.
+        name, better: the number that judges checkpoints. first, best: its values so far, None before there are any.
         """
-        return [*self._samples(values, name, better, best), *self._players(scalars)]
+        found = [*self._samples(values), *self._players(scalars)]
+        now = values[name]
+        if not math.isfinite(now) or (first is not None and best is not None and self._lost(now, first, best, better)):
+            was = "" if best is None else f", and was {best:.4g} at its best"
+            text = f"quality was lost: {name} is {now:.4g}{was}. Try lower learning rates"
+            found.append(Finding("quality", text, serious=True))
+        return found
 
-    def _samples(self, values: Mapping[str, float], name: str, better: Better, best: float | None) -> list[Finding]:
+    def _lost(self, now: float, first: float, best: float, better: Better) -> bool:
+        if better == "higher":
+            return now < best / self.worse
+        limit = max(self.worse * best, best + _GIVEN_BACK * (first - best))
+        return now > limit > 0  # an estimate that is 0 or below tells no more than that it is small
+
+    def _samples(self, values: Mapping[str, float]) -> list[Finding]:
         found = []
-        if values["diversity"] < self.diversity:
+        if not values["diversity"] >= self.diversity:  # nor is a NaN
             found.append(
                 Finding(
                     "collapse",
@@ -81,13 +96,6 @@ class Watch:
                     serious=True,
                 )
             )
-        now = values[name]
-        if best is None:
-            return found
-        lost = now > self.worse * best if better == "lower" else now < best / self.worse
-        if lost or not math.isfinite(now):
-            text = f"quality was lost: {name} is {now:.4g}, and was {best:.4g} at its best. Try lower learning rates"
-            found.append(Finding("quality", text, serious=True))
         return found
 
     def _players(self, scalars: Mapping[str, float]) -> list[Finding]:

@@ -83,9 +83,11 @@ class Metric(ABC):
     """Numbers for generated samples, beside real ones.
 
     values: name of each number -> which direction is better; the first one speaks for the metric.
+    needs_labels: only for a generator that was trained with labels.
     """
 
     values: ClassVar[dict[str, Better]]
+    needs_labels: ClassVar[bool] = False
 
     def suits(self, dataset: Dataset, features: Features | None) -> bool:
         """Whether it means something for samples of `dataset`; any images, where nothing else is said."""

@@ -18,7 +18,6 @@ from gancli.runtime import seeded
 
 log = logging.getLogger(__name__)
 _BATCH = 128
-_SHIFT = 2  # pixels by which training images are moved about
 
 
 class Classifier(Features):
@@ -55,17 +54,18 @@ class Classifier(Features):
         key = digest(pictures, labels, torch.tensor([width, steps]))
         file = Path(cache).expanduser() / f"classifier-{key}.pt"
         saved = read_tensors(file)
+        with torch.random.fork_rng(devices=[]):  # whoever asks for a number must not change a training beside it
+            torch.manual_seed(0)
+            self.network = network(pictures.shape[1:], classes, width).to(device)
         if saved is None:
             log.info("a classifier for the metrics is trained once: %s images", f"{steps * _BATCH:,}")
-            with torch.random.fork_rng():  # whoever asks for a number must not change a training beside it
-                torch.manual_seed(0)
-                trained = train(network(pictures.shape[1:], classes, width).to(device), pictures, labels, steps=steps)
-            saved = {"network": trained.cpu().state_dict()}
-        self.network = network(pictures.shape[1:], classes, width)
-        self.network.load_state_dict(saved["network"])
-        self.network.eval().requires_grad_(False).to(device)
-        if "accuracy" not in saved:
-            saved["accuracy"] = self._accuracy(*dataset.labelled("holdout"))
+            train(self.network, pictures, labels, steps=steps)
+        else:
+            self.network.load_state_dict(saved["network"])
+        self.network.eval().requires_grad_(False)
+        if saved is None:
+            weights = {name: value.cpu() for name, value in self.network.state_dict().items()}
+            saved = {"network": weights, "accuracy": self._accuracy(*dataset.labelled("holdout"))}
             write_tensors(file, saved)
             log.info("its accuracy on the held-out part: %.2f %% (%s)", 100 * saved["accuracy"], file)
         self.accuracy = float(saved["accuracy"])
@@ -94,18 +94,18 @@ def network(shape: Sequence[int], classes: int, width: int) -> nn.Sequential:
     return nn.Sequential(*layers, *head)
 
 
-def train(classifier: nn.Sequential, images: Tensor, labels: Tensor, *, steps: int) -> nn.Sequential:
-    """Adam with a decaying step on images moved by up to `_SHIFT` pixels; returns the same network."""
+def train(classifier: nn.Sequential, images: Tensor, labels: Tensor, *, steps: int) -> None:
+    """Adam with a decaying step on images moved about by up to a fourteenth of their side, at least a pixel."""
     device = next(classifier.parameters()).device
+    reach = max(1, min(images.shape[2:]) // 14)
     optimizer = torch.optim.Adam(classifier.parameters(), lr=2e-3, fused=True)
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = 2e-3 * (1 - step / steps)
         rows = epoch_indices(len(images), step * _BATCH, _BATCH, seed=0)
         batch, wanted = to_unit(images[rows].to(device)), labels[rows].to(device)
-        moves = torch.randint(-_SHIFT, _SHIFT + 1, (2,), generator=seeded("shift", step)).tolist()
+        moves = torch.randint(-reach, reach + 1, (2,), generator=seeded("shift", step)).tolist()
         loss = cross_entropy(classifier(batch.roll(moves, (2, 3))), wanted)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return classifier

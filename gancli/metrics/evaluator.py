@@ -74,12 +74,25 @@ class Evaluator:
 
 
 def assemble(
-    metric: Mapping[str, Any], dataset: Dataset, *, device: torch.device, cache: Path | None, **how: Any
+    metric: Mapping[str, Any],
+    dataset: Dataset,
+    *,
+    labelled: bool,
+    device: torch.device,
+    cache: Path | None,
+    **how: Any,
 ) -> Evaluator | None:
-    """The evaluator of those metrics of the group `metric` that fit the data, or None where none does."""
+    """The evaluator of those metrics of the group `metric` that fit data and run, or None where none does.
+
+    labelled: whether generated samples have labels.
+    """
     features = None
     if len(dataset.shape) == 3:
         features = build(metric["features"], dataset, key="metric.features", device=device)
     metrics = {name: build(node, key=f"metric.{name}") for name, node in metric.items() if name != "features"}
-    fitting = {name: each for name, each in metrics.items() if each.suits(dataset, features)}
+    fitting = {
+        name: each
+        for name, each in metrics.items()
+        if each.suits(dataset, features) and (labelled or not each.needs_labels)
+    }
     return Evaluator(fitting, dataset, features=features, cache=cache, **how) if fitting else None

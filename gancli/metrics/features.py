@@ -58,14 +58,8 @@ class Random(Features):
     def __init__(self, dataset: Dataset, *, device: torch.device, width: int = 128, seed: int = 0) -> None:
         if width < 4 or width % 4:
             raise ValueError(f"width={width}: a multiple of 4, for the quarters of an image")
-        channels, height, side = dataset.shape
-        layers: list[nn.Module] = []
-        before, after, smaller = channels, 32, min(height, side)
-        while smaller >= 8:
-            layers += [nn.Conv2d(before, after, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
-            before, after, smaller = after, min(2 * after, 128), smaller // 2
-        layers += [nn.Conv2d(before, width // 4, 1), nn.AdaptiveAvgPool2d(2), nn.Flatten()]
-        self.network = nn.Sequential(*layers)
+        with torch.random.fork_rng(devices=[]):  # its layers draw weights, which are not the ones
+            self.network = _random_network(dataset.shape, width)
         rng = seeded("random features", seed)
         with torch.no_grad():
             for layer in self.network:
@@ -79,6 +73,17 @@ class Random(Features):
 
     def extract(self, images: Tensor) -> dict[str, Tensor]:
         return {"features": self.network(to_unit(images.to(self.device)))}
+
+
+def _random_network(shape: tuple[int, ...], width: int) -> nn.Sequential:
+    channels, height, side = shape
+    layers: list[nn.Module] = []
+    before, after, smaller = channels, 32, min(height, side)
+    while smaller >= 8:
+        layers += [nn.Conv2d(before, after, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        before, after, smaller = after, min(2 * after, 128), smaller // 2
+    layers += [nn.Conv2d(before, width // 4, 1), nn.AdaptiveAvgPool2d(2), nn.Flatten()]
+    return nn.Sequential(*layers)
 
 
 class Auto(Features):
@@ -125,7 +130,8 @@ class Registered(Features):
         self.order = list(dict.fromkeys(layers.values()))
         # torch-fidelity finds files of torch hub by itself, and some of its classes take no path.
         given = {} if weights is None else {"feature_extractor_weights_path": str(path)}
-        self.network = kind(extractor, self.order, verbose=False, **given).to(device)
+        with torch.random.fork_rng(devices=[]):  # its layers draw weights before they are given some
+            self.network = kind(extractor, self.order, verbose=False, **given).to(device)
         self.features_layer, self.logits_layer = layers["fid"], layers["isc"]
         self.names_classes = self.features_layer != self.logits_layer
         self.device, self.name = device, extractor
@@ -160,7 +166,9 @@ class Registered(Features):
 
 
 def _is_torchscript(path: Path) -> bool:
+    """Decided as torch does: by an entry in the folder that the archive's first entry lies in."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+        names = archive.namelist()
+    return bool(names) and names[0].partition("/")[0] + "/constants.pkl" in names

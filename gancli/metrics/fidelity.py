@@ -24,6 +24,7 @@ class FIDPerClass(Metric):
     """FID within each class, and the mean of them; for runs that were trained with labels."""
 
     values: ClassVar[dict[str, Better]] = {"fid_class_mean": "lower"}
+    needs_labels = True
 
     def suits(self, dataset: Dataset, features: Features | None) -> bool:
         return features is not None and 0 < dataset.num_classes <= 100

@@ -20,7 +20,8 @@ class Memorisation(Metric):
     nearer_to_train: share of samples that lie nearer to some training image than to any held-out one; a
     generator that learned the law, not the data, has 0.5. closer_than_holdout: the chance that a sample
     lies closer to the training images than a held-out image does; 0.5 where samples are as new as those.
-    duplicates: share of samples with another sample nearer than all but 1 % of real images have one.
+    duplicates: share of samples with another sample nearer than all but 1 % of held-out images have one,
+    among as many of either.
     count: samples and images of either kind at most.
     """
 
@@ -40,8 +41,8 @@ class Memorisation(Metric):
         fake = generated.take(self.count)
         to_train, to_held = nearest(fake, train)[0][:, 0], nearest(fake, held)[0][:, 0]
         fresh = nearest(held, train)[0][:, 0].sort().values
-        between = nearest(held, held, skip=1)[0][:, 0]
-        twins = nearest(fake, fake, skip=1)[0][:, 0]
+        alike = min(len(fake), len(held))  # the more there are, the closer together they lie
+        between, twins = (nearest(some[:alike], some[:alike], skip=1)[0][:, 0] for some in (held, fake))
         ties = 0.5 * (to_train == to_held).double()
         return {
             "nearer_to_train": float(((to_train < to_held).double() + ties).mean()),

@@ -33,9 +33,7 @@ class DCGANGenerator(Generator):
     """Linear layer to the coarsest map, then a 4x4 transposed convolution of stride 2 per stage; tanh.
 
     Where one stage is all (8x8 to 14x14 pixels), a 3x3 convolution at the coarsest size comes before it.
-    channels: width of the finest hidden map, doubled at each coarser one up to `max_channels`. hidden: units
-    of a fully connected layer before all that, as in InfoGAN's networks for MNIST (Chen et al., NeurIPS
-    2016, appendix C.1), for what small images need: few stages, yet a shape as a whole; 0 for none.
+    channels: width of the finest hidden map, doubled at each coarser one up to `max_channels`.
     """
 
     def __init__(
@@ -47,15 +45,13 @@ class DCGANGenerator(Generator):
         channels: int = 32,
         max_channels: int = 512,
         norm: Norm = "batch",
-        hidden: int = 0,
     ) -> None:
         super().__init__(latent_dim=latent_dim, image_shape=image_shape, num_classes=num_classes)
         stages, (height, width) = stages_for(self.image_shape)
         widths = widths_for(max(stages, 2), channels=channels, max_channels=max_channels)[::-1]
         bias = norm == "none"  # normalisation would take it away again
         self.noise = LabelledNoise(latent_dim, num_classes)
-        self.hidden = _hidden(self.noise.features, hidden, nn.ReLU())
-        self.linear = nn.Linear(hidden or self.noise.features, widths[0] * height * width, bias=bias)
+        self.linear = nn.Linear(self.noise.features, widths[0] * height * width, bias=bias)
         self.coarsest = (widths[0], height, width)
         layers: list[nn.Module] = [norm_layer(norm, widths[0]), nn.ReLU(inplace=True)]
         for before, after in pairwise(widths):
@@ -71,10 +67,9 @@ class DCGANGenerator(Generator):
             he_(output, slope=1)
         else:
             dcgan_(self)
-            he_(self.hidden, slope=1)
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        images: Tensor = self.stages(self.linear(self.hidden(self.noise(z, labels))).unflatten(1, self.coarsest))
+        images: Tensor = self.stages(self.linear(self.noise(z, labels)).unflatten(1, self.coarsest))
         return images
 
 
@@ -82,9 +77,11 @@ class DCGANDiscriminator(Discriminator):
     """A 4x4 convolution of stride 2 and a leaky ReLU per stage, then a projection head.
 
     Where one stage is all (8x8 to 14x14 pixels), a 3x3 convolution at the coarsest size follows it.
-    channels, max_channels, hidden: as for the generator, the mirror image. norm: in all stages but the
-    first. spectral_norm: keep the largest singular value of every weight at 1. minibatch: what looks at
-    several samples together before the head.
+    channels, max_channels: as for the generator. norm: in all stages but the first. hidden: units of a fully
+    connected layer before the head, as in InfoGAN's network for MNIST (Chen et al., NeurIPS 2016, appendix
+    C.1): small images have few stages, after which nothing has seen a shape as a whole; 0 for none.
+    spectral_norm: keep the largest singular value of every weight at 1. minibatch: what looks at several
+    samples together before the head.
     """
 
     def __init__(
@@ -109,7 +106,7 @@ class DCGANDiscriminator(Discriminator):
             layers += [norm_layer(norm, after), nn.LeakyReLU(_SLOPE, inplace=True)]
         self.stages = he_(nn.Sequential(*layers), slope=_SLOPE)
         features = widths[-1] * height * width
-        self.hidden = he_(_hidden(features, hidden, nn.LeakyReLU(_SLOPE)), slope=_SLOPE)
+        self.hidden = he_(_hidden(features, hidden), slope=_SLOPE)
         self.minibatch, features = minibatch_layer(minibatch, hidden or features)
         self.head = ProjectionHead(features, num_classes)
         if spectral_norm:
@@ -120,7 +117,7 @@ class DCGANDiscriminator(Discriminator):
         return logits
 
 
-def _hidden(features: int, units: int, activation: nn.Module) -> nn.Module:
+def _hidden(features: int, units: int) -> nn.Module:
     if units < 0:
         raise ValueError(f"hidden={units}: units of a layer, or 0 for none")
-    return nn.Sequential(nn.Linear(features, units), activation) if units else nn.Identity()
+    return nn.Sequential(nn.Linear(features, units), nn.LeakyReLU(_SLOPE)) if units else nn.Identity()

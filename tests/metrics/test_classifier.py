@@ -11,12 +11,10 @@ from gancli.datasets.base import Images
 from gancli.datasets.digits import Digits
 from gancli.errors import UserError
 from gancli.metrics import classifier
-from gancli.metrics.base import digest
 from gancli.metrics.classifier import Classifier, network
-from gancli.runtime import seeded
 
 CPU = torch.device("cpu")
-FEW = {"images": 16_000, "width": 32}
+FEW = {"images": 16_000}
 
 
 @pytest.fixture(scope="module")
@@ -47,12 +45,15 @@ def untrained(monkeypatch):
     return calls
 
 
-def test_it_is_right_about_digits_it_never_saw(good, digits):
-    assert good.accuracy > 0.93
+def test_it_is_right_about_digits_it_never_saw(good):
+    assert good.accuracy > 0.95
+
+
+def test_its_accuracy_is_that_on_held_out_images(good, digits):
     images, labels = digits.reference("holdout", 1_000)
     found = good(images)
     assert float((found["logits"].argmax(1) == labels).float().mean()) == pytest.approx(good.accuracy)
-    assert found["features"].shape == (180, 32) and found["features"].min() == 0, "the last hidden layer, after ReLU"
+    assert found["features"].shape == (180, 128) and found["features"].min() == 0, "the last hidden layer, after ReLU"
     assert torch.equal(good.network[-1](found["features"]), found["logits"])
 
 
@@ -94,7 +95,6 @@ def states():
     return [torch.get_rng_state(), torch.from_numpy(np.random.get_state()[1].copy()), random.getstate()]
 
 
-# BUG: the network that takes the weights is initialised outside of fork_rng, from the global generator.
 @pytest.mark.parametrize("when", ["trained", "found again"])
 def test_it_leaves_the_random_generators_alone(digits, tmp_path, when):
     settings = {"images": 256, "width": 8, "cache": str(tmp_path)}
@@ -125,9 +125,9 @@ def test_more_channels_are_looked_at_one_by_one(good, digits):
     images = digits.images[:12]
     stacked = images.view(4, 3, 8, 8)
     apart, together = good(images), good(stacked)
-    assert together["logits"].shape == (4, 30) and together["features"].shape == (4, 96)
+    assert together["logits"].shape == (4, 30) and together["features"].shape == (4, 384)
     torch.testing.assert_close(together["logits"].view(12, 10), apart["logits"])
-    torch.testing.assert_close(together["features"].view(12, 32), apart["features"])
+    torch.testing.assert_close(together["features"].view(12, 128), apart["features"])
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32), (1, 28, 28), (3, 9, 40)])
@@ -149,20 +149,26 @@ def test_numbers_below_1_are_refused(name):
         Classifier(SimpleNamespace(num_classes=0), device=CPU, **{name: 0})
 
 
-def test_training_images_are_moved_about_and_their_labels_kept():
-    # A bright column: whoever only knew it in its place would not find it moved by a pixel.
-    count = 64
-    labels = torch.arange(count) % 2
-    images = torch.randint(0, 40, (count, 1, 8, 8), dtype=torch.uint8, generator=seeded("columns"))
-    images[labels == 0, :, :, 4] = 255
-    images[labels == 1, :, 4, :] = 255
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        made = classifier.train(network((1, 8, 8), 2, 8), images, labels, steps=60).eval()
-        weights = digest(*made.state_dict().values())
-        torch.manual_seed(0)
-        again = classifier.train(network((1, 8, 8), 2, 8), images, labels, steps=60).eval()
-    assert weights == digest(*again.state_dict().values())
-    moved = (images.float() / 127.5 - 1).roll((2, -2), (2, 3))
-    with torch.no_grad():
-        assert float((made(moved).argmax(1) == labels).float().mean()) > 0.95
+def test_training_images_are_moved_about_and_keep_their_labels(monkeypatch):
+    # Image i is dark but for a pixel in the middle, whose brightness is its name.
+    images = torch.zeros(200, 1, 16, 16, dtype=torch.uint8)
+    images[:, 0, 8, 8] = torch.arange(50, 250)
+    labels = torch.arange(200) % 7
+    seen = []
+
+    class Looking(torch.nn.Flatten):
+        def forward(self, batch):
+            brightest, where = super().forward(batch).max(1)
+            seen.append([(brightest * 127.5 + 127.5).round().long() - 50, set(where.tolist())])
+            return super().forward(batch)
+
+    def loss(logits, wanted):
+        seen[-1].append(wanted)
+        return torch.nn.functional.cross_entropy(logits, wanted)
+
+    monkeypatch.setattr(classifier, "cross_entropy", loss)
+    classifier.train(torch.nn.Sequential(Looking(), torch.nn.Linear(256, 7)), images, labels, steps=50)
+    assert all(torch.equal(labels[names], wanted) for names, _, wanted in seen)
+    places = {divmod(place, 16) for _, where, _ in seen for place in where}
+    assert len(places) > 5 and all(abs(row - 8) <= 2 and abs(column - 8) <= 2 for row, column in places)
+    assert {int(name) for names, _, _ in seen for name in names} == set(range(200))

@@ -26,9 +26,7 @@ def by_hand(fake, real, k):
         others = sorted(distance(x, other) for j, other in enumerate(real) if j != i)
         radii.append(others[k - 1])
     density = sum(distance(y, x) < radius for y in fake for x, radius in zip(real, radii, strict=True))
-    coverage = sum(
-        any(distance(y, x) < radius for y in fake) for x, radius in zip(real, radii, strict=True)
-    )
+    coverage = sum(any(distance(y, x) < radius for y in fake) for x, radius in zip(real, radii, strict=True))
     return {"density": density / (k * len(fake)), "coverage": coverage / len(real)}
 
 

@@ -70,8 +70,6 @@ def test_a_width_without_quarters_is_refused():
         Random(RGB, device=CPU, width=30)
 
 
-# BUG: torch's layers are initialised from the global generator before their weights are replaced, so that a run
-# with evaluation has another random state than one without.
 @pytest.mark.parametrize("kind", [Random, Auto])
 def test_making_an_extractor_draws_nothing_from_the_global_generator(kind):
     torch.manual_seed(0)
@@ -93,7 +91,7 @@ def test_points_are_their_own_features():
 
 
 def test_who_names_no_classes_has_no_logits(extractor):
-    with pytest.raises(ValueError, match="features=random: .* use metric/features=classifier"):
+    with pytest.raises(ValueError, match=r"features=random: .* use metric/features=classifier"):
         _ = Samples(images(2), features=extractor).logits
 
 
@@ -279,7 +277,7 @@ def test_without_weights_the_file_and_the_place_are_named(registered, tmp_path, 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     with pytest.raises(UserError, match=f"put tiny.pth into {tmp_path}/hub/checkpoints"):
         registered(None)
-    with pytest.raises(UserError, match="metric.features.weights=/nowhere/w.pth: .* put tiny.pth into /nowhere"):
+    with pytest.raises(UserError, match=r"metric\.features\.weights=/nowhere/w\.pth: .* put tiny\.pth into /nowhere"):
         registered("/nowhere/w.pth")
 
 
@@ -301,13 +299,11 @@ WEIGHTS = {
     "a pickle": lambda file: file.write_bytes(pickle.dumps(Malicious())),
     "a file of torch's": lambda file: torch.save({"linear.weight": Malicious()}, file),
     "what looks like a TorchScript": lambda file: with_entry(file, "constants.pkl"),
-    # BUG: any entry ending in /constants.pkl passes for a TorchScript, but torch only takes <archive>/constants.pkl
-    # for one; torch-fidelity's torch.load(weights_only=False) then unpickles the file and runs what it asks for.
     "what does not even look like one": lambda file: with_entry(file, "deep/constants.pkl"),
 }
 
 
-@pytest.mark.filterwarnings("ignore:'torch.load' received a zip file")
+@pytest.mark.filterwarnings("ignore:'torch.load' received a zip file", "ignore:.torch.jit.load. is deprecated")
 @pytest.mark.parametrize("how", WEIGHTS)
 def test_weights_that_would_run_code_are_refused(registered, tmp_path, monkeypatch, how):
     monkeypatch.chdir(tmp_path)

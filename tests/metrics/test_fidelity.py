@@ -200,9 +200,15 @@ def test_whom_fid_per_class_suits():
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: KID(subsets=0), lambda: KID(subset_size=0), lambda: InceptionScore(splits=0)]
-    + [lambda: PrecisionRecall(neighbours=0), lambda: PrecisionRecall(count=0)]
-)  # fmt: skip
-def test_numbers_below_1_are_refused(make):
-    with pytest.raises(ValueError, match="=0: at least 1"):
-        make()
+    ("kind", "name"),
+    [
+        (KID, "subsets"),
+        (KID, "subset_size"),
+        (InceptionScore, "splits"),
+        (PrecisionRecall, "neighbours"),
+        (PrecisionRecall, "count"),
+    ],
+)
+def test_numbers_below_1_are_refused(kind, name):
+    with pytest.raises(ValueError, match=f"{name}=0: at least 1"):
+        kind(**{name: 0})

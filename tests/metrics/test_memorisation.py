@@ -56,8 +56,6 @@ def test_new_images_are_as_near_to_either_part(score):
     assert found["closer_than_holdout"] == pytest.approx(0.5, abs=0.08)
 
 
-# BUG: neighbours among all the samples are compared with neighbours among the fewer held-out images, and more
-# samples lie closer together: a perfect generator has the more duplicates the more samples are taken.
 @pytest.mark.parametrize("count", [200, 800, 3000])
 def test_new_images_are_no_duplicates_however_many(score, count):
     assert score(blobs(count, "new"))["duplicates"] < 0.06

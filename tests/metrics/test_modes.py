@@ -170,4 +170,6 @@ def test_wasserstein_1_is_near_scipys_between_two_samples():
     law, known = LAWS["normal"]
     x = law.sample(300, seeded("line")).double().numpy() * 1.5
     dense = known.ppf((np.arange(20_000) + 0.5) / 20_000)
-    assert line(law, torch.as_tensor(x))["wasserstein1"] == pytest.approx(stats.wasserstein_distance(x, dense), rel=0.02)
+    assert line(law, torch.as_tensor(x))["wasserstein1"] == pytest.approx(
+        stats.wasserstein_distance(x, dense), rel=0.02
+    )

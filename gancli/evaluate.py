@@ -56,8 +56,11 @@ def run(settings: dict[str, Any]) -> list[Row]:
         rows = [_folders(settings, runtime)]
     else:
         asked = settings["run"] if isinstance(settings["run"], list) else [settings["run"]]
-        rows = [row for one in asked for row in _run(Path(str(one)).expanduser(), settings, runtime)]
-    for line in table(rows):
+        parts = ("prior", "network.generator", "dataset")
+        folders = [Path(str(one)).expanduser() for one in asked]
+        trained = [config.load_run(folder, trust=settings["trust"], parts=parts) for folder in folders]
+        rows = [row for pair in zip(folders, trained, strict=True) for row in _run(*pair, settings, runtime)]
+    for line in table(_once(rows)):
         log.info("%s", line)
     return rows
 
@@ -74,12 +77,20 @@ def table(rows: Sequence[Row]) -> list[str]:
     return ["  ".join(line) for line in aligned]
 
 
+def _once(rows: Sequence[Row]) -> list[Row]:
+    """What real samples score need not be said for each run."""
+    kept: list[Row] = []
+    for row in rows:
+        if row["samples"] != "real" or row not in kept:
+            kept.append(row)
+    return kept
+
+
 def _short(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
-def _run(folder: Path, settings: Mapping[str, Any], runtime: Runtime) -> list[Row]:
-    trained = config.load_run(folder, trust=settings["trust"], parts=("prior", "network.generator", "dataset"))
+def _run(folder: Path, trained: dict[str, Any], settings: Mapping[str, Any], runtime: Runtime) -> list[Row]:
     found = list(_checkpoints(folder, settings["checkpoint"]))
     dataset = build(_moved(trained["dataset"], settings["data"]), key="dataset")
     evaluator = _evaluator(settings, dataset, runtime, labelled=bool(found[0][1]["num_classes"]))

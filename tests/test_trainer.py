@@ -36,10 +36,11 @@ SETTINGS = [
     [],
     ["update=alternating", "update.discriminator_steps=2", "penalty=[wgan_gp]", "loss=wasserstein"],
     ["conditional=true", "dataset.flip=true", "penalty=[r1,r2]", "penalty.r1.interval=3"],
+    ["pack=3", "augment=diffaugment"],  # of 16 samples, so the last pack is filled up
 ]
 
 
-@pytest.mark.parametrize("overrides", SETTINGS, ids=["default", "alternating", "conditional"])
+@pytest.mark.parametrize("overrides", SETTINGS, ids=["default", "alternating", "conditional", "packed"])
 def test_a_run_in_pieces_equals_a_run_at_once(train, overrides):
     whole = train(*overrides, folder="whole", images=320)
     for images in (64, 160, 320):
@@ -179,3 +180,9 @@ def test_resume_by_folder_takes_the_settings_of_the_run(train, cli):
     assert result.status == 0, result.err
     assert same(without_time(last(whole)), without_time(last(folder)))
     assert config.load_run(folder, trust=[])["seed"] == 3
+
+
+def test_a_packed_discriminator_takes_several_samples(train, cli):
+    weights = last(train("pack=3"))["discriminator"]
+    assert next(value for name, value in weights.items() if name.endswith("stages.0.weight")).shape[1] == 3
+    assert cli("sample", "run=run", "out=a.png").status == 0

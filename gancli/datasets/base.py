@@ -62,10 +62,7 @@ class Dataset(ABC):
 
     def labelled(self, split: Split) -> tuple[Tensor, Tensor]:
         """uint8 images and int64 labels from which a classifier can learn. Raises ValueError without labels."""
-        images, labels = self.reference(split, self.size(split))
-        if labels is None:
-            raise ValueError("the data set has no labels")
-        return images, labels
+        raise ValueError("the data set has no labels")
 
     def modes_of(self, samples: Samples) -> tuple[Tensor, Tensor]:
         """The mode (n,) of each sample that has one, and whether it is of high quality (n,) bool."""
@@ -123,8 +120,9 @@ def subset(length: int, count: int) -> Tensor:
 class Images(Dataset):
     """Images kept as one uint8 tensor (N, C, H, W), in memory or memory-mapped.
 
-    labels: (N,) int64 or None. train, held: the rows to train on and those held out.
-    flip: mirror each training image left to right with probability one half.
+    labels: (N,) int64 or None. train, held: the rows to train on and those held out. limit: train on that
+    many of them only, drawn once, for a study of small data; a classifier for metrics still learns from all.
+    flip: mirror each training image left to right with probability one half. Raises ValueError.
     """
 
     resident_bytes = 2**31  # larger sets stay where they are, only their batches travel
@@ -137,10 +135,14 @@ class Images(Dataset):
         train: Tensor,
         held: Tensor,
         num_classes: int = 0,
+        limit: int | None = None,
         flip: bool = False,
     ) -> None:
+        if limit is not None and limit < 1:
+            raise ValueError(f"limit={limit}: at least 1 image, or null for all")
         self.images, self.labels = images, labels
-        self.train, self.held = train, held
+        self.known, self.held = train, held
+        self.train = train if limit is None else train[subset(len(train), limit)]
         self.shape = tuple(images.shape[1:])
         self.num_classes = num_classes
         self.flip = flip
@@ -169,6 +171,12 @@ class Images(Dataset):
         rows = self._rows(split)[subset(self.size(split), count)]
         images = self.images[rows.to(self.images.device)].cpu()
         return images, None if self.labels is None else self.labels[rows]
+
+    def labelled(self, split: Split) -> tuple[Tensor, Tensor]:
+        rows = self.known if split == "train" else self.held
+        if self.labels is None:
+            raise ValueError("the data set has no labels")
+        return self.images[rows.to(self.images.device)].cpu(), self.labels[rows]
 
     def to(self, device: torch.device) -> Images:
         self.device = device

@@ -16,10 +16,11 @@ from gancli.runtime import seeded
 class Digits(Images):
     """1,797 digits of 8x8 pixels in 17 shades, ten classes (Alpaydin & Kaynak, UCI, 1998).
 
-    Every tenth, in a fixed order, is held out. Raises UserError where scikit-learn lacks the file.
+    Every tenth, in a fixed order, is held out. limit, flip: see `Images`. Raises UserError where
+    scikit-learn lacks the file, ValueError.
     """
 
-    def __init__(self, *, flip: bool = False) -> None:
+    def __init__(self, *, limit: int | None = None, flip: bool = False) -> None:
         spec = find_spec("sklearn")  # found, not imported: that would take seconds
         file = Path(spec.origin if spec and spec.origin else "").parent / "datasets" / "data" / "digits.csv.gz"
         if not file.is_file():
@@ -29,4 +30,5 @@ class Digits(Images):
         images = (table[:, :64] * 255 / 16).round().to(torch.uint8).view(-1, 1, 8, 8)
         held = torch.arange(0, len(table), 10)
         train = torch.arange(len(table))[torch.arange(len(table)) % 10 != 0]
-        super().__init__(images, table[:, 64].clone(), train=train, held=held, num_classes=10, flip=flip)
+        labels = table[:, 64].clone()
+        super().__init__(images, labels, train=train, held=held, num_classes=10, limit=limit, flip=flip)

@@ -24,8 +24,8 @@ class Folder(Images):
 
     resolution: pixels of a side, or [height, width]. channels: 1 grey, 3 RGB. fit: see `Decoding`.
     labels: the top folders are classes. holdout: share held out, where there are no folders `train` and
-    `test` (or `val`) that say so themselves. unreadable: skip such files, or fail. cache: where decoded
-    pictures are kept. Raises UserError, ValueError.
+    `test` (or `val`) that say so themselves. unreadable: skip such files, or fail. limit, flip: see
+    `Images`. cache: where decoded pictures are kept. Raises UserError, ValueError.
     """
 
     def __init__(
@@ -38,6 +38,7 @@ class Folder(Images):
         labels: bool = False,
         holdout: float = 0.1,
         unreadable: Literal["skip", "fail"] = "skip",
+        limit: int | None = None,
         flip: bool = False,
         cache: str = "~/.cache/gancli",
     ) -> None:
@@ -52,7 +53,7 @@ class Folder(Images):
             raise UserError(f"dataset.path={path}: no image is left to train on; it has {len(names)}")
         classes = _classes(names, depth, path) if labels else None
         count = 0 if classes is None else int(classes.max()) + 1
-        super().__init__(images, classes, train=train, held=held, num_classes=count, flip=flip)
+        super().__init__(images, classes, train=train, held=held, num_classes=count, limit=limit, flip=flip)
 
 
 class Pictures(Images):
@@ -73,7 +74,7 @@ class CelebA(Images):
 
     root: holds celeba/img_align_celeba/ or celeba/img_align_celeba.zip, and celeba/list_eval_partition.txt,
     whose test part is held out; without that list every tenth is. download: let torchvision fetch them
-    (it needs the package gdown). Raises UserError.
+    (it needs the package gdown). limit, flip: see `Images`. Raises UserError.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class CelebA(Images):
         root: str = "data",
         download: bool = True,
         resolution: int = 64,
+        limit: int | None = None,
         flip: bool = True,
         cache: str = "~/.cache/gancli",
     ) -> None:
@@ -96,7 +98,8 @@ class CelebA(Images):
         if partition.is_file():
             test = {line.split()[0] for line in partition.read_text().splitlines() if line.split()[1:] == ["2"]}
             held = torch.tensor([Path(name).name in test for name in names])
-        super().__init__(images, train=torch.nonzero(~held)[:, 0], held=torch.nonzero(held)[:, 0], flip=flip)
+        train = torch.nonzero(~held)[:, 0]
+        super().__init__(images, train=train, held=torch.nonzero(held)[:, 0], limit=limit, flip=flip)
 
 
 def _faces(base: Path, download: bool) -> Path:

@@ -19,10 +19,19 @@ Name = Literal["MNIST", "FashionMNIST", "KMNIST", "CIFAR10", "CIFAR100", "SVHN"]
 class TorchvisionSet(Images):
     """A named data set; its test part is the holdout.
 
-    root: folder of torchvision's data sets. download: fetch what is missing there. Raises UserError.
+    root: folder of torchvision's data sets. download: fetch what is missing there. limit, flip: see `Images`.
+    Raises UserError, ValueError.
     """
 
-    def __init__(self, *, name: Name, root: str = "data", download: bool = True, flip: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        name: Name,
+        root: str = "data",
+        download: bool = True,
+        limit: int | None = None,
+        flip: bool = False,
+    ) -> None:
         images, labels = load(name, root=root, download=download, train=True)
         more, more_labels = load(name, root=root, download=download, train=False)
         rows = torch.arange(len(images) + len(more))
@@ -32,6 +41,7 @@ class TorchvisionSet(Images):
             train=rows[: len(images)],
             held=rows[len(images) :],
             num_classes=int(labels.max()) + 1,
+            limit=limit,
             flip=flip,
         )
 

@@ -15,7 +15,11 @@ _SLOPE = 0.2
 
 
 class MLPGenerator(Generator):
-    """`depth` hidden layers of `width` units with leaky ReLU; tanh at the end for images, nothing for points."""
+    """`depth` hidden layers of `width` units with leaky ReLU; tanh at the end for images, nothing for points.
+
+    fourier: frequency, in periods per unit of noise, of random sines and cosines of the noise that join it, so
+    that a map with steep steps is learned soon (Tancik et al., NeurIPS 2020, eq. 5); 0 for none.
+    """
 
     def __init__(
         self,
@@ -25,15 +29,17 @@ class MLPGenerator(Generator):
         num_classes: int = 0,
         width: int = 128,
         depth: int = 2,
+        fourier: float = 0.0,
     ) -> None:
         super().__init__(latent_dim=latent_dim, image_shape=image_shape, num_classes=num_classes)
         self.noise = LabelledNoise(latent_dim, num_classes)
-        self.hidden = _hidden(self.noise.features, width=width, depth=depth)
+        self.fourier = FourierFeatures(self.noise.features, width // 2, fourier)
+        self.hidden = _hidden(self.fourier.outputs, width=width, depth=depth)
         self.output = he_(nn.Linear(width, prod(self.image_shape)), slope=1)
         self.bound = nn.Tanh() if len(self.image_shape) == 3 else nn.Identity()
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        flat = self.bound(self.output(self.hidden(self.noise(z, labels))))
+        flat = self.bound(self.output(self.hidden(self.fourier(self.noise(z, labels)))))
         samples: Tensor = flat.unflatten(1, self.image_shape)
         return samples
 
@@ -42,9 +48,7 @@ class MLPDiscriminator(Discriminator):
     """The same hidden layers on the flattened sample, then a projection head.
 
     spectral_norm: keep the largest singular value of every weight at 1. minibatch: what looks at
-    several samples together before the head. fourier: frequency, in periods per unit of length, of random
-    sines and cosines of the sample that join it, so that detail finer than the weights' scale is learned
-    soon (Tancik et al., NeurIPS 2020, eq. 5); 0 for none.
+    several samples together before the head. fourier: as for the generator, of the sample; for fine detail.
     """
 
     def __init__(
@@ -59,11 +63,8 @@ class MLPDiscriminator(Discriminator):
         minibatch: Minibatch = "none",
     ) -> None:
         super().__init__(image_shape=image_shape, num_classes=num_classes)
-        if fourier < 0:
-            raise ValueError(f"fourier={fourier}: a frequency, 0 or more")
-        inputs = prod(self.image_shape)
-        self.fourier = FourierFeatures(inputs, width // 2, fourier) if fourier else nn.Identity()
-        self.hidden = _hidden(inputs + (2 * (width // 2) if fourier else 0), width=width, depth=depth)
+        self.fourier = FourierFeatures(prod(self.image_shape), width // 2, fourier)
+        self.hidden = _hidden(self.fourier.outputs, width=width, depth=depth)
         self.minibatch, features = minibatch_layer(minibatch, width)
         self.head = ProjectionHead(features, num_classes)
         if spectral_norm:
@@ -75,13 +76,18 @@ class MLPDiscriminator(Discriminator):
 
 
 class FourierFeatures(nn.Module):
-    """x (B, inputs) to x, sin(2 pi W x), cos(2 pi W x): (B, inputs + 2 count), W fixed, of N(0, frequency^2)."""
+    """x (B, inputs) to x, sin(2 pi W x), cos(2 pi W x): (B, outputs), W fixed, of N(0, frequency^2); to x for 0."""
 
     def __init__(self, inputs: int, count: int, frequency: float) -> None:
         super().__init__()
-        self.waves = nn.Buffer(2 * pi * frequency * torch.randn(inputs, count))
+        if frequency < 0:
+            raise ValueError(f"fourier={frequency}: a frequency, 0 or more")
+        self.outputs = inputs + 2 * count if frequency else inputs
+        self.waves = nn.Buffer(2 * pi * frequency * torch.randn(inputs, count)) if frequency else None
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.waves is None:
+            return x
         phases = x @ self.waves
         return torch.cat([x, phases.sin(), phases.cos()], dim=1)
 

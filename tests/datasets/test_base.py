@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from gancli.datasets.base import Images, epoch_indices, to_unit
+from gancli.datasets.base import Images, epoch_indices, to_bytes, to_unit
 from gancli.datasets.digits import Digits
 from gancli.datasets.points import GaussianRing
 
@@ -133,3 +133,18 @@ def test_digits_do_not_import_sklearn(monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     Digits()
     assert "sklearn" not in sys.modules
+
+
+def test_a_limit_takes_always_the_same_images_away_from_training_alone():
+    images, labels = torch.arange(40, dtype=torch.uint8).view(40, 1, 1, 1), torch.arange(40) % 3
+    rows = torch.arange(40)
+    whole, few = (Images(images, labels, train=rows[:30], held=rows[30:], limit=limit) for limit in (None, 12))
+    seen = {int(value) for step in range(6) for value in to_bytes(few.batch(step, size=6, seed=0)[0])}
+    assert len(few) == few.size("train") == len(seen) == 12 and seen < set(range(30)) and seen != set(range(12))
+    again = Images(images, labels, train=rows[:30], held=rows[30:], limit=12)
+    assert torch.equal(few.reference("train", 99)[0], again.reference("train", 99)[0])
+    assert {int(value) for value in few.reference("train", 99)[0]} == seen
+    for part in ("train", "holdout"):
+        for mine, all_ in zip(few.labelled(part), whole.labelled(part), strict=True):
+            assert torch.equal(mine, all_), "a classifier learns from all"
+    assert len(Images(images, train=rows[:30], held=rows[30:], limit=99)) == 30

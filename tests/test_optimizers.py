@@ -49,14 +49,14 @@ def test_gradients_are_dropped_after_the_step() -> None:
 
 def test_fixed_settings_are_left_alone() -> None:
     p = parameter()
-    optimizer = ScheduledOptimizer(partial(torch.optim.SGD, lr=0.5, momentum=Constant(value=0.25)), [p])
+    optimizer = ScheduledOptimizer(partial(torch.optim.SGD, lr=Constant(value=0.5), momentum=0.25), [p])
     (group,) = optimizer.optimizer.param_groups
-    group["lr"] = 0.125  # as from a loaded state
+    group["momentum"] = 0.125  # as from a loaded state
     p.grad = torch.ones(2)
     optimizer.step(1.0)
-    assert optimizer.lr == 0.125
-    assert group["momentum"] == 0.25
-    torch.testing.assert_close(p.detach(), torch.tensor([0.875, -2.125]))
+    assert optimizer.lr == 0.5
+    assert group["momentum"] == 0.125
+    torch.testing.assert_close(p.detach(), torch.tensor([0.5, -2.5]))
 
 
 def test_parameters_may_come_from_an_iterator() -> None:

@@ -90,7 +90,7 @@ def test_completion_of_commands_groups_and_choices():
     assert "format=" in complete("gancli sample for")
 
 
-def test_a_loss_of_ones_own_needs_a_class_and_a_yaml(tmp_path):
+def test_a_loss_of_ones_own_needs_a_class_and_a_yaml(cli, tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(
         "from gancli.losses import NonSaturating\n\n\n"
         "class Softer(NonSaturating):\n"
@@ -104,13 +104,14 @@ def test_a_loss_of_ones_own_needs_a_class_and_a_yaml(tmp_path):
     words = ["train", f"--config-dir={tmp_path}/conf", "loss=softer", *TINY, f"hydra.run.dir={tmp_path}/run"]
     done = shell(*words, PYTHONPATH=str(tmp_path))
     assert done.returncode == 0, done.stderr
-    sampled = shell("sample", f"run={tmp_path}/run", f"out={tmp_path}/a.png")
-    assert sampled.returncode == 0, "the loss is not built for it: " + sampled.stderr
-    refused = shell("train", f"resume={tmp_path}/run", PYTHONPATH=str(tmp_path))
-    assert refused.returncode == 2 and "trust=[package]" in refused.stderr
-    words = [f"resume={tmp_path}/run", "trust=[mine]", "train.images=96"]
-    taken = shell("train", *words, PYTHONPATH=str(tmp_path))
-    assert taken.returncode == 0, taken.stderr
+    sampled = cli("sample", "run=run", "out=a.png")
+    assert sampled.status == 0 and "mine" not in sys.modules, "the loss is not built for it: " + sampled.err
+    monkeypatch.syspath_prepend(tmp_path)
+    refused = cli("train", "resume=run")
+    assert refused.status == 2 and "trust=[package]" in refused.err and "mine" not in sys.modules
+    taken = cli("train", "resume=run", "trust=[mine]", "train.images=96")
+    assert taken.status == 0, taken.err
+    del sys.modules["mine"]
 
 
 def test_two_processes_do_not_train_in_one_folder(cli, tmp_path):

@@ -53,15 +53,18 @@ class Checkpoints:
         """Oldest first."""
         return sorted(file for file in self.folder.glob("images-*.pt") if _NAME.fullmatch(file.name))
 
-    def save(self, state: dict[str, Any], *, images: int) -> Path:
+    def save(self, state: dict[str, Any], *, images: int, healthy: int | None = None) -> Path:
         """Writes a new file whole or not at all, then lets go of those past `keep`.
 
+        healthy: the newest of those after at most so many images stays too, to go back to.
         Raises OSError, with everything saved before still in place.
         """
         self._write(self.path(images), state, images=images)
         others = [file for file in self.files() if file != self.path(images)]  # a damaged one may be newer
+        back = [file for file in others if healthy is not None and file.name <= self.path(healthy).name][-1:]
         for old in others[: max(0, len(others) + 1 - self.keep)]:
-            old.unlink(missing_ok=True)
+            if old not in back:
+                old.unlink(missing_ok=True)
         return self.path(images)
 
     def save_best(self, state: dict[str, Any], *, images: int) -> None:

@@ -8,10 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from gancli import config, pictures
-from gancli.checkpoint import Checkpoints, read
+from gancli.checkpoint import Checkpoints, Unreadable, read
 from gancli.config import build
 from gancli.datasets.base import Dataset
 from gancli.datasets.folder import Pictures
@@ -21,7 +19,7 @@ from gancli.metrics.base import Samples
 from gancli.metrics.evaluator import Evaluator
 from gancli.metrics.memorisation import neighbours
 from gancli.runtime import Runtime
-from gancli.sample import generated, generator_of, labels_for, noise_rows
+from gancli.sample import generated, generator_of, noise_rows
 
 log = logging.getLogger(__name__)
 FILE = "evaluations.jsonl"
@@ -95,17 +93,17 @@ def _run(folder: Path, trained: dict[str, Any], settings: Mapping[str, Any], run
     dataset = build(_moved(trained["dataset"], settings["data"]), key="dataset")
     evaluator = _evaluator(settings, dataset, runtime, labelled=bool(found[0][1]["num_classes"]))
     log.info("%s: %s", folder, _spoken(evaluator))
-    rows = [row_for("real, the other part", _real(evaluator), {**evaluator.protocol(), "samples": "real"})]
+    rows = _real(evaluator, settings["count"])
     prior = build(trained["prior"], key="prior")
     noise = noise_rows(prior, settings["count"], seed=settings["seed"])
     for file, state in found:
         generator = runtime.place(generator_of(trained, state, prior, which=settings["weights"], file=file))
-        labels = labels_for(None, settings["count"], generator.num_classes)
-        made = torch.cat(list(generated(generator, runtime, noise, labels, batch_size=settings["batch_size"])))
+        labels = evaluator.labels(settings["count"]) if generator.num_classes else None
+        made = generated(generator, runtime, noise, labels, batch_size=settings["batch_size"])
         samples = evaluator.samples(made, labels)
         about = {name: settings[name] for name in ("weights", "seed")} | {"samples": len(samples), "by": "evaluate"}
         about |= {"checkpoint": file.name, "images": state["images"], "seconds": state["seconds"]}
-        values = evaluator(samples, seed=settings["seed"])
+        values = evaluator(samples)
         rows.append(row_for(f"{folder.name} {file.stem}", values, {**evaluator.protocol(), **about}))
         if "memorisation" in evaluator.metrics:
             _sheet(folder / "samples" / f"neighbours-{file.stem}.png", samples, evaluator)
@@ -143,15 +141,17 @@ def _evaluator(settings: Mapping[str, Any], dataset: Dataset, runtime: Runtime, 
     return made
 
 
-def _real(evaluator: Evaluator) -> dict[str, float]:
-    """What real samples of the other part score: nobody should hope for more."""
+def _real(evaluator: Evaluator, count: int) -> list[Row]:
+    """What at most `count` real samples of the other part score: nobody should hope for more from as many."""
     other: Literal["train", "holdout"] = "holdout" if evaluator.split == "train" else "train"
-    samples = Samples(*evaluator.dataset.reference(other, 10_000), features=evaluator.features)
+    samples = Samples(*evaluator.dataset.reference(other, count), features=evaluator.features)
+    if len(samples) < 2:
+        return []
     metrics = {name: metric for name, metric in evaluator.metrics.items() if name != "memorisation"}
     values: dict[str, float] = {}
     for metric in metrics.values():
-        values |= metric(samples, evaluator.real, evaluator.dataset, seed=0)
-    return values
+        values |= metric(samples, evaluator.real, evaluator.dataset)
+    return [row_for(f"{len(samples):,} real, {other}", values, {**evaluator.protocol(), "samples": "real"})]
 
 
 def _checkpoints(folder: Path, which: str | int) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -163,7 +163,10 @@ def _checkpoints(folder: Path, which: str | int) -> Iterator[tuple[Path, dict[st
     if not files:
         raise UserError(f"checkpoint=all: none in {checkpoints.folder}")
     for file in files:
-        yield file, read(file)
+        try:
+            yield file, read(file)
+        except Unreadable as error:
+            log.warning("%s is passed over: %s", file, error)
 
 
 def _moved(dataset: Mapping[str, Any], data: str | None) -> Mapping[str, Any]:
@@ -190,7 +193,7 @@ def _folders(settings: Mapping[str, Any], runtime: Runtime) -> Row:
     evaluator = _evaluator(settings, real, runtime, labelled=False)
     log.info("%s", _spoken(evaluator))
     samples = Samples(made.reference("train", settings["count"])[0], features=evaluator.features)
-    values = evaluator(samples, seed=settings["seed"])
+    values = evaluator(samples)
     about = {"samples": len(samples), "by": "evaluate", "folders": settings["folders"]}
     return row_for(str(settings["folders"][0]), values, {**evaluator.protocol(), **about})
 

@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,8 +85,10 @@ class Evaluation:
         samples = self._samples(trainer)
         values = self.evaluator(samples) | {"diversity": variance(samples) / variance(self.evaluator.real)}
         name, better = self.evaluator.best
+        shares = self.evaluator.dataset.mode_shares
+        known = {"modes_share": values["modes"] / len(shares)} if "modes" in values and shares is not None else {}
         findings = self.watch.look(
-            trainer.monitor.latest, values, name=name, better=better, first=self.first, best=self.best
+            trainer.monitor.latest, values | known, name=name, better=better, first=self.first, best=self.best
         )
         serious = [finding for finding in findings if finding.serious]
         now, best = values[name], self.best
@@ -108,14 +110,15 @@ class Evaluation:
         assert self.evaluator is not None
         game, ema = trainer.game, trainer.ema.network
         noise = game.prior.sample(self.count, seeded(trainer.seed, "evaluation"))
-        classes = game.generator.num_classes
-        labels = torch.arange(self.count) % classes if classes else None
-        made = []
-        with looking(ema), game.autocast():
+        labels = self.evaluator.labels(self.count) if game.generator.num_classes else None
+
+        def batches() -> Iterator[torch.Tensor]:
             for rows in torch.arange(self.count).split(_BATCH):
                 chosen = None if labels is None else labels[rows].to(game.stream.device)
-                made.append(ema(noise[rows].to(game.stream.device), chosen).float().cpu())
-        return self.evaluator.samples(torch.cat(made), labels)
+                yield ema(noise[rows].to(game.stream.device), chosen)
+
+        with looking(ema), game.autocast():
+            return self.evaluator.samples(batches(), labels)
 
     def _write(self, trainer: Trainer, values: Mapping[str, float]) -> None:
         assert self.evaluator is not None
@@ -130,14 +133,18 @@ class Evaluation:
         trainer.monitor.writer.add_scalar("speed/evaluation_share", share, trainer.images)
 
     @property
-    def _name(self) -> str | None:
-        """Of the number that judges checkpoints."""
-        return None if self.evaluator is None else self.evaluator.best[0]
+    def _scale(self) -> list[Any]:
+        """What values of the number that judges checkpoints must have in common to be compared."""
+        if self.evaluator is None:
+            return []
+        known = self.evaluator.protocol()
+        return [self.evaluator.best[0], self.count, known["reference_hash"], known.get("features_hash")]
 
     def state(self) -> dict[str, Any]:
         """What a resumed run must know."""
         return {
-            "name": self._name,
+            "scale": self._scale,
+            "seconds": self.seconds,
             "first": self.first,
             "best": self.best,
             "best_images": self.best_images,
@@ -148,7 +155,8 @@ class Evaluation:
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Goes on from `state`."""
-        if state["name"] == self._name:  # another metric's best is not ours
+        self.seconds = state["seconds"]
+        if state["scale"] == self._scale:  # another metric's best is not ours
             self.first, self.best, self.best_images = state["first"], state["best"], state["best_images"]
         self.healthy, self.rollbacks, self.watch.norms = state["healthy"], state["rollbacks"], list(state["norms"])
 

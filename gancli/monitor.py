@@ -149,7 +149,7 @@ class Monitor:
 
     def _add(self, name: str, value: float | Tensor) -> None:
         total = self._sums[name]
-        total[0] += value  # type: ignore[assignment]  # a tensor stays on its device until the tick
+        total[0] = total[0] + value  # type: ignore[assignment]  # a tensor stays on its device until the tick
         total[1] += 1
 
     def _tick(self, trainer: Trainer, real_logits: Tensor, fake_logits: Tensor) -> None:

@@ -27,9 +27,11 @@ class Penalty(ABC):
 
     touches_fake: whether the value depends on the fake samples' own logits or gradients; those that
     look at real samples or at points of their own set it to False, which keeps the one-stage step cheap.
+    one_sample: whether it asks for a certain norm of one sample's gradient, which packs do not have.
     """
 
     touches_fake: bool = True
+    one_sample: bool = False
 
     def __init__(self, *, weight: float | Schedule, interval: int = 1) -> None:
         if not isinstance(weight, Schedule) and weight < 0:
@@ -71,6 +73,7 @@ class WGANGP(Penalty):
     """(|grad| - 1)^2 between pairs of real and fake (Gulrajani et al., NeurIPS 2017, eq. 3)."""
 
     touches_fake = False
+    one_sample = True
 
     def __call__(self, real: Scored, fake: Scored, game: Game, labels: Tensor | None) -> Tensor:
         where = game.stream.take(_uniform(()), len(real.inputs)).view(-1, *[1] * (real.inputs.ndim - 1))
@@ -82,6 +85,7 @@ class DRAGAN(Penalty):
     """(|grad| - 1)^2 around real samples: x + u std(x) / 2, u ~ U(0, 1) (Kodali et al., 2017, section 2.3)."""
 
     touches_fake = False
+    one_sample = True
 
     def __call__(self, real: Scored, fake: Scored, game: Game, labels: Tensor | None) -> Tensor:
         inputs = real.inputs.detach()

@@ -54,6 +54,11 @@ def assemble(settings: Mapping[str, Any], *, folder: Path) -> Trainer:
     )
     loss, update = build(settings["loss"], key="loss"), build(settings["update"], key="update")
     penalties = {name: build(node, key=f"penalty.{name}") for name, node in settings["penalty"].items()}
+    for name in (name for name, penalty in penalties.items() if penalty.one_sample and settings["pack"] > 1):
+        raise UserError(
+            f"pack={settings['pack']}: penalty {name} sets the norm of one sample's gradient, and a pack has "
+            "one logit; use penalty=[r1] or penalty=[r1,r2]"
+        )
     game = Game(
         generator=generator,
         discriminator=discriminator,

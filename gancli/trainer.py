@@ -188,8 +188,9 @@ class Trainer:
         log.warning("%s\n  back to %s images, learning rates times %g", error, f"{self.images:,}", factor)
 
     def save(self) -> None:
-        """Writes a checkpoint."""
-        self.checkpoints.save(self.state(), images=self.images)
+        """Writes a checkpoint, and keeps the one that a rollback would go to."""
+        healthy = self.evaluation.healthy if self.evaluation.watch.action == "rollback" else None
+        self.checkpoints.save(self.state(), images=self.images, healthy=healthy)
         self.saved = self.images
 
     def state(self) -> dict[str, Any]:

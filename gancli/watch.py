@@ -10,6 +10,7 @@ from typing import Literal
 from gancli.metrics.base import Better
 
 Action = Literal["warn", "stop", "rollback"]
+_AGAINST_COLLAPSE = "penalty=[r1,r2], loss=relativistic, pack=2 or lower learning rates"
 _GIVEN_BACK = 0.1  # share of an improvement whose loss is more than noise
 
 
@@ -28,6 +29,7 @@ class Watch:
     action: what a serious finding leads to: `warn` in the log, `stop` the run, or `rollback` to the last
     checkpoint from before with learning rates times `lower_lr`, at most `rollbacks` times, then stop.
     diversity: collapse is when samples vary less than this share of what real ones do, in feature space.
+    modes: fewer than this share of the modes of a known law are too few.
     worse: a loss of quality is when the metric is this many times worse than its best, and has given back at
     least a tenth of what was won since the first evaluation.
     saturated: accuracy on both real and generated samples from which the discriminator is too strong.
@@ -41,6 +43,7 @@ class Watch:
         lower_lr: float = 0.5,
         rollbacks: int = 3,
         diversity: float = 0.3,
+        modes: float = 0.5,
         worse: float = 4.0,
         saturated: float = 0.98,
         small: float = 0.01,
@@ -53,7 +56,7 @@ class Watch:
         if worse <= 1:
             raise ValueError(f"worse={worse}: above 1, as many times as bad")
         self.action, self.lower_lr, self.rollbacks = action, lower_lr, rollbacks
-        self.diversity, self.worse, self.saturated = diversity, worse, saturated
+        self.diversity, self.modes, self.worse, self.saturated = diversity, modes, worse, saturated
         self.small, self.large = small, large
         self.norms: list[float] = []  # of the generator's gradient, one for each evaluation
 
@@ -67,7 +70,8 @@ class Watch:
         first: float | None,
         best: float | None,
     ) -> list[Finding]:
-        """What is wrong now. scalars: the last row of the log. values: of the evaluation, with "diversity".
+        """What is wrong now. scalars: the last row of the log. values: of the evaluation, with "diversity", and
+        with "modes_share", the share of its modes that were found, where the law is known.
 
         name, better: the number that judges checkpoints. first, best: its values so far, None before there are any.
         """
@@ -92,10 +96,14 @@ class Watch:
                 Finding(
                     "collapse",
                     f"mode collapse: samples vary {values['diversity']:.2f} times as much as real ones. "
-                    "Try penalty=[r1,r2], loss=relativistic, pack=2 or lower learning rates",
+                    f"Try {_AGAINST_COLLAPSE}",
                     serious=True,
                 )
             )
+        share = values.get("modes_share", 1.0)
+        if share < self.modes:
+            text = f"samples show {share:.0%} of the modes. If it stays so: {_AGAINST_COLLAPSE}"
+            found.append(Finding("modes", text, serious=False))  # a young run has not found them yet
         return found
 
     def _players(self, scalars: Mapping[str, float]) -> list[Finding]:

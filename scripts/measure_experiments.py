@@ -26,7 +26,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "experiments.json"
 README = ROOT / "README.md"
-PLACES = ("dataset.root=", "dataset.path=", "dataset.download=", "dataset.cache=", "device.")  # not part of a recipe
+OUTSIDE = ("dataset.root=", "dataset.path=", "dataset.download=", "dataset.cache=", "device.", "checkpoint.", "log.")
 SHOWN = {  # number -> its heading, in order
     "modes": "modes",
     "high_quality": "high quality",
@@ -52,7 +52,7 @@ def measure(experiment: str, seed: int, overrides: list[str], folder: Path) -> d
     starts = json.loads((run / "run.json").read_text())["starts"]
     return {
         "experiment": experiment,
-        "overrides": [o for o in overrides if not o.startswith(PLACES)],
+        "overrides": overrides,
         "seed": seed,
         "threads": next((o.partition("=")[2] for o in overrides if o.startswith("device.threads=")), "all"),
         "machine": f"{os.cpu_count()} cores {platform.machine()}",
@@ -62,11 +62,16 @@ def measure(experiment: str, seed: int, overrides: list[str], folder: Path) -> d
     }
 
 
+def recipe(record: dict) -> str:
+    """A row's name: what was trained, without the place of data and results."""
+    return " ".join([record["experiment"], *(o for o in record["overrides"] if not o.startswith(OUTSIDE))])
+
+
 def tables(records: list[dict]) -> str:
     """One line for each recipe: mean and, over several seeds, standard deviation of every number."""
     groups = defaultdict(list)
     for record in records:
-        groups[" ".join([record["experiment"], *record["overrides"]])].append(record)
+        groups[recipe(record)].append(record)
     names = [name for name in SHOWN if any(name in record["values"] for record in records)]
     head = ["experiment", "seeds", "images", "minutes", *(SHOWN[name] for name in names)]
     lines = [head, ["---"] * len(head)]
@@ -111,8 +116,7 @@ def main() -> None:
         for seed in options.seeds:
             record = measure(experiment, seed, overrides, folder.resolve())
             records = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-            same = ("experiment", "overrides", "seed")
-            records = [old for old in records if any(old[key] != record[key] for key in same)]
+            records = [old for old in records if (recipe(old), old["seed"]) != (recipe(record), record["seed"])]
             RESULTS.write_text(json.dumps([*records, record], indent=1) + "\n")
     if RESULTS.exists():
         print(tables(json.loads(RESULTS.read_text())))

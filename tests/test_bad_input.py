@@ -61,6 +61,7 @@ TRAIN = {  # overrides -> what the error must name
     "a setting no class takes": (["+loss.margin=2"], "loss.margin: gancli.losses.NonSaturating has no such setting"),
     "pack of nothing": (["pack=0"], "pack=0: 1 for none"),
     "packed labels": (["pack=2", "conditional=true"], "pack=2: 1 for none, or more for a run without labels"),
+    "packs and a norm": (["pack=2", "penalty=[wgan_gp]"], "pack=2: penalty wgan_gp sets the norm"),
     "unknown metric": (["metric=[fidd]"], "metric=fidd: no such choice; did you mean fid?"),
     "unknown features": (["metric/features=clasifier"], "did you mean classifier?"),
     "features without weights": (

@@ -37,8 +37,9 @@ def test_every_metric_of_a_run(cli, copied):
         "random",
         "none",
     )
-    lines = [line for line in result.err.splitlines() if "mine images" in line or "the other part" in line]
-    assert [line.split("  ")[0] for line in lines] == ["real, the other part", "mine images-000000000064"]
+    lines = [line for line in result.err.splitlines() if "mine images" in line or " real, " in line]
+    assert [line.split("  ")[0] for line in lines] == ["40 real, holdout", "mine images-000000000064"]
+    assert row["metrics"]["precision_recall"] == {"neighbours": 3, "count": 10_000}
     assert (copied / "samples" / "neighbours-images-000000000064.png").stat().st_size > 0
 
 
@@ -52,7 +53,7 @@ def test_the_same_twice_and_another_seed(cli, copied):
 def test_real_samples_score_better_than_noise(cli, copied):
     result = cli("evaluate", f"run={copied}", "metric=[fid]", "metric/features=random", "count=200")
     real, made = (
-        float(line.split()[-1]) for line in result.err.splitlines() if line.startswith(("real, the", "mine images"))
+        float(line.split()[-1]) for line in result.err.splitlines() if line.startswith(("180 real", "mine images"))
     )
     assert real < 0.1 * made and made == pytest.approx(rows(copied)[0]["values"]["fid"], rel=1e-3)
 
@@ -83,7 +84,7 @@ def test_several_runs_in_one_table(cli, copied, train):
     assert result.status == 0, result.err
     header = result.err.splitlines().index(next(line for line in result.err.splitlines() if line.split() == ["fid"]))
     starts = [line[:4] for line in result.err.splitlines()[header + 1 :]]
-    assert starts == ["real", "mine", "run "], "what real samples score is said once"
+    assert starts == ["40 r", "mine", "run "], "what real samples score is said once"
     assert len(rows(copied)) == 1
 
 
@@ -113,6 +114,8 @@ def test_two_folders_without_a_run(cli, tmp_path):
     result = cli("evaluate", "folders=[made,real]", "metric=[fid,density_coverage]")
     assert result.status == 0, result.err
     assert "against 15 real samples" in result.err and "features random" in result.err
+    everything = cli("evaluate", "folders=[made,real]")
+    assert everything.status == 0 and "left out, since they mean nothing here: line, memorisation" in everything.err
     assert not list(tmp_path.glob("*.jsonl"))
 
 
@@ -154,6 +157,7 @@ WRONG = {
     "a metric of points": (["run={run}", "metric=[modes]"], "metric=[modes]: none of them means anything"),
     "labels needed": (["run={run}", "metric=[fid_per_class]"], "metric=[fid_per_class]: none of them means anything"),
     "too few": (["run={run}", "count=1"], "count=1: at least 2"),
+    "no sensible subsets": (["run={run}", "metric=[kid]", "metric.kid.subset_size=1"], "subset_size=1: at least 2"),
     "unknown part": (["run={run}", "reference=test"], "reference=test: expected one of train, holdout"),
     "unknown checkpoint": (["run={run}", "checkpoint=7"], "checkpoint=7: not in"),
     "no best one": (["run={run}", "checkpoint=best"], "best"),
@@ -168,3 +172,29 @@ def test_bad_input(cli, trained, name):
     assert result.status == 2 and text in result.err, result.err
     assert "Traceback" not in result.err and result.err.count("gancli: error:") == 1
     assert not (trained / "evaluations.jsonl").exists()
+
+
+def test_no_held_out_pictures_to_compare_with(cli, tmp_path):
+    pictures(tmp_path / "made", 12)
+    result = cli("evaluate", "folders=[made,made]", "reference=holdout")
+    assert result.status == 2 and "reference=holdout: the data set has 0 such samples" in result.err
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_few_samples_have_few_neighbours(cli, copied, count):
+    result = cli("evaluate", f"run={copied}", "metric/features=random", f"count={count}", "reference_count=5")
+    assert result.status == 0, result.err
+
+
+def test_a_damaged_checkpoint_is_passed_over(cli, train):
+    folder = train("checkpoint.every=16", images=48)
+    (folder / "checkpoints" / "images-000000000032.pt").write_bytes(b"rubbish")
+    result = cli("evaluate", "run=run", *FEW, "metric=[fid]", "checkpoint=all")
+    assert result.status == 0 and "is passed over" in result.err
+    assert [row["images"] for row in rows(folder)] == [16, 48]
+
+
+def test_a_cache_that_cannot_be_written_is_no_end(cli, copied, tmp_path):
+    (tmp_path / "file").touch()
+    result = cli("evaluate", f"run={copied}", *FEW, "metric=[fid]", f"cache={tmp_path}/file/cache")
+    assert result.status == 0 and "cannot be kept" in result.err and len(rows(copied)) == 1

@@ -40,6 +40,12 @@ def test_collapse():
     assert kinds(diversity=0.0, best=None) == ["collapse"], "at the first evaluation too"
 
 
+def test_few_modes_are_told_and_stop_nothing():
+    (finding,) = look(modes_share=0.25)
+    assert finding.kind == "modes" and not finding.serious and "samples show 25% of the modes" in finding.text
+    assert kinds(modes_share=0.5) == [] and kinds(Watch(modes=0.6), modes_share=0.5) == ["modes"]
+
+
 def test_lost_quality_where_less_is_better():
     assert kinds(fid=4.1) == ["quality"] and kinds(fid=3.9) == [] and kinds(fid=0.1) == []
     assert kinds(Watch(worse=2.0), fid=2.1) == ["quality"]
@@ -214,6 +220,14 @@ def test_before_the_first_rollback_the_run_is_the_usual_one(cli, collapsing):
         assert all(torch.equal(value, saved()[64][key][name]) for name, value in saved("plain")[64][key].items())
 
 
+def test_the_way_back_is_kept_however_far(cli, collapsing):
+    collapsing(at=96, times=1)
+    words = [word for word in ROLLBACK if word != "checkpoint.keep=100"]
+    result = start(cli, *words, "checkpoint.every=16", "checkpoint.keep=1")
+    assert result.status == 0 and "back to 64 images" in result.err
+    assert list(saved()) == [112, 128], "the last one, and the last healthy one before it"
+
+
 def test_later_checkpoints_are_deleted_at_once(cli, collapsing, monkeypatch):
     collapsing(at=96, times=1)
     original, seen = Trainer.recover, []
@@ -264,7 +278,7 @@ def test_the_best_checkpoint_survives_a_rollback(cli, monkeypatch):
     from gancli.metrics.evaluator import Evaluator
 
     values = iter([5.0, 1.0, 50.0, 4.0, 3.0])  # after 32, 64 and 96 images; back to 48; after 64 and 96
-    monkeypatch.setattr(Evaluator, "__call__", lambda self, samples, *, seed=0: {"fid": next(values)})
+    monkeypatch.setattr(Evaluator, "__call__", lambda self, samples: {"fid": next(values)})
     words = [*ROLLBACK, "checkpoint.every=48", "train.images=96", "watch.diversity=0"]
     result = start(cli, *words)
     assert result.status == 0 and "back to 48 images" in result.err

@@ -60,8 +60,8 @@ class Dataset(ABC):
         Returns uint8 images or float32 points (n, *shape), and int64 labels (n,) or None.
         """
 
-    def labelled(self, split: Split) -> tuple[Tensor, Tensor]:
-        """uint8 images and int64 labels from which a classifier can learn. Raises ValueError without labels."""
+    def labelled(self, split: Split, count: int) -> tuple[Tensor, Tensor]:
+        """At most `count` uint8 images and int64 labels for a classifier to learn. Raises ValueError without labels."""
         raise ValueError("the data set has no labels")
 
     def modes_of(self, samples: Samples) -> tuple[Tensor, Tensor]:
@@ -172,10 +172,11 @@ class Images(Dataset):
         images = self.images[rows.to(self.images.device)].cpu()
         return images, None if self.labels is None else self.labels[rows]
 
-    def labelled(self, split: Split) -> tuple[Tensor, Tensor]:
+    def labelled(self, split: Split, count: int) -> tuple[Tensor, Tensor]:
         rows = self.known if split == "train" else self.held
         if self.labels is None:
             raise ValueError("the data set has no labels")
+        rows = rows[subset(len(rows), count)]
         return self.images[rows.to(self.images.device)].cpu(), self.labels[rows]
 
     def to(self, device: torch.device) -> Images:

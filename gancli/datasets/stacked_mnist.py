@@ -32,9 +32,10 @@ class StackedMNIST(Drawn):
     def draw_holdout(self, count: int, rng: torch.Generator) -> Batch:
         return _stacked(*self.holdout_digits, count, rng)
 
-    def labelled(self, split: Split) -> tuple[Tensor, Tensor]:
+    def labelled(self, split: Split, count: int) -> tuple[Tensor, Tensor]:
         """The digits themselves, (N, 1, 28, 28): three looks of a classifier of ten name one of 1,000 classes."""
-        return self.digits if split == "train" else self.holdout_digits
+        images, labels = self.digits if split == "train" else self.holdout_digits
+        return images[:count], labels[:count]
 
     def modes_of(self, samples: Samples) -> tuple[Tensor, Tensor]:
         digits = samples.logits.view(-1, 3, _DIGITS).argmax(2)

@@ -94,8 +94,8 @@ class Metric(ABC):
         return features is not None
 
     @abstractmethod
-    def __call__(self, generated: Samples, real: Samples, dataset: Dataset, *, seed: int) -> dict[str, float]:
-        """The numbers. dataset: where `real` comes from. seed: for those that draw subsets."""
+    def __call__(self, generated: Samples, real: Samples, dataset: Dataset) -> dict[str, float]:
+        """The numbers. dataset: where `real` comes from. What is drawn is always drawn alike."""
 
 
 def digest(*tensors: Tensor) -> str:
@@ -120,8 +120,11 @@ def read_tensors(file: Path) -> dict[str, Any] | None:
 
 
 def write_tensors(file: Path, content: dict[str, Any]) -> None:
-    """Tensors and plain values, whole or not at all. Raises OSError."""
+    """Tensors and plain values, whole or not at all; what cannot be kept is computed again the next time."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(file, buffer.getbuffer())
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, buffer.getbuffer())
+    except OSError as error:
+        log.warning("%s cannot be kept: %s", file, error)

@@ -18,6 +18,7 @@ from gancli.runtime import seeded
 
 log = logging.getLogger(__name__)
 _BATCH = 128
+_MOST = 300_000  # images of either part that are taken into memory
 
 
 class Classifier(Features):
@@ -47,7 +48,7 @@ class Classifier(Features):
                 raise ValueError(f"{name}={value}: at least 1")
         if not dataset.num_classes:
             raise UserError("metric/features=classifier: the data set has no labels; use metric/features=random")
-        pictures, labels = dataset.labelled("train")
+        pictures, labels = dataset.labelled("train", _MOST)
         classes = int(labels.max()) + 1
         self.device, self.channels = device, pictures.shape[1]
         steps = min(images, epochs * len(pictures)) // _BATCH
@@ -55,7 +56,7 @@ class Classifier(Features):
         file = Path(cache).expanduser() / f"classifier-{key}.pt"
         saved = read_tensors(file)
         with torch.random.fork_rng(devices=[]):  # whoever asks for a number must not change a training beside it
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)
             self.network = network(pictures.shape[1:], classes, width).to(device)
         if saved is None:
             log.info("a classifier for the metrics is trained once: %s images", f"{steps * _BATCH:,}")
@@ -65,7 +66,7 @@ class Classifier(Features):
         self.network.eval().requires_grad_(False)
         if saved is None:
             weights = {name: value.cpu() for name, value in self.network.state_dict().items()}
-            saved = {"network": weights, "accuracy": self._accuracy(*dataset.labelled("holdout"))}
+            saved = {"network": weights, "accuracy": self._accuracy(*dataset.labelled("holdout", _MOST))}
             write_tensors(file, saved)
             log.info("its accuracy on the held-out part: %.2f %% (%s)", 100 * saved["accuracy"], file)
         self.accuracy = float(saved["accuracy"])

@@ -27,7 +27,7 @@ class DensityCoverage(Metric):
                 raise ValueError(f"{name}={value}: at least 1")
         self.neighbours, self.count = neighbours, count
 
-    def __call__(self, generated: Samples, real: Samples, dataset: Dataset, *, seed: int) -> dict[str, float]:
+    def __call__(self, generated: Samples, real: Samples, dataset: Dataset) -> dict[str, float]:
         fake, true = generated.take(self.count), real.take(self.count)
         k = min(self.neighbours, len(true) - 1)
         inside, covered = 0, 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from gancli import __version__
 from gancli.config import build
-from gancli.datasets.base import Dataset, Split, to_bytes
+from gancli.datasets.base import Dataset, Split, subset, to_bytes
+from gancli.errors import UserError
 from gancli.metrics.base import Better, Metric, Samples
 from gancli.metrics.features import Features
 
@@ -20,7 +21,7 @@ class Evaluator:
     """Scores samples against the `reference` part of `dataset`, at most `reference_count` of it.
 
     metrics: at least one. features: an extractor, or None for points. cache: folder for what the extractor
-    says of the reference, found again by content.
+    says of the reference, found again by content. Raises UserError where the reference is empty.
     """
 
     def __init__(
@@ -36,6 +37,10 @@ class Evaluator:
         self.metrics = dict(metrics)
         self.dataset, self.features, self.split = dataset, features, reference
         data, labels = dataset.reference(reference, reference_count)
+        if len(data) < 2:
+            raise UserError(
+                f"reference={reference}: the data set has {len(data)} such samples, too few to compare with"
+            )
         self.real = Samples(data, labels, features=features, cache=cache)
 
     @property
@@ -43,21 +48,28 @@ class Evaluator:
         """The number that says which checkpoint is the best: the first of the first metric."""
         return next(iter(next(iter(self.metrics.values())).values.items()))
 
-    def samples(self, made: Tensor, labels: Tensor | None) -> Samples:
-        """Generated samples (N, *shape), images in [-1, 1], as they would be saved."""
-        data = to_bytes(made) if len(self.dataset.shape) == 3 else made.float()
-        return Samples(data.cpu(), None if labels is None else labels.cpu(), features=self.features)
+    def labels(self, count: int) -> Tensor:
+        """Classes (count,) of samples to be made, as often as in the reference."""
+        assert self.real.labels is not None
+        known = self.real.labels[subset(len(self.real), count)]
+        return known[torch.arange(count) % len(known)]
 
-    def __call__(self, samples: Samples, *, seed: int = 0) -> dict[str, float]:
+    def samples(self, batches: Iterable[Tensor], labels: Tensor | None) -> Samples:
+        """Generated samples, batches (n, *shape) with images in [-1, 1], as they would be saved."""
+        kept = [(to_bytes(batch) if batch.ndim == 4 else batch.float()).cpu() for batch in batches]
+        return Samples(torch.cat(kept), labels, features=self.features)
+
+    def __call__(self, samples: Samples) -> dict[str, float]:
         """Every number of every metric."""
         values: dict[str, float] = {}
         for metric in self.metrics.values():
-            values |= metric(samples, self.real, self.dataset, seed=seed)
+            values |= metric(samples, self.real, self.dataset)
         return values
 
     def protocol(self) -> dict[str, Any]:
         """What all numbers of this evaluator have in common: a number without it is not a number."""
         protocol: dict[str, Any] = {
+            "metrics": {name: vars(metric) for name, metric in self.metrics.items()},
             "reference": self.split,
             "reference_count": len(self.real),
             "reference_hash": self.real.hash,

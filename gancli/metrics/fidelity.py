@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 import torch
@@ -16,7 +17,7 @@ class FID(Metric):
 
     values: ClassVar[dict[str, Better]] = {"fid": "lower"}
 
-    def __call__(self, generated: Samples, real: Samples, dataset: Dataset, *, seed: int) -> dict[str, float]:
+    def __call__(self, generated: Samples, real: Samples, dataset: Dataset) -> dict[str, float]:
         return {"fid": frechet(generated.features, real.features)}
 
 
@@ -29,15 +30,14 @@ class FIDPerClass(Metric):
     def suits(self, dataset: Dataset, features: Features | None) -> bool:
         return features is not None and 0 < dataset.num_classes <= 100
 
-    def __call__(self, generated: Samples, real: Samples, dataset: Dataset, *, seed: int) -> dict[str, float]:
-        if generated.labels is None or real.labels is None:
-            return {}
+    def __call__(self, generated: Samples, real: Samples, dataset: Dataset) -> dict[str, float]:
+        assert generated.labels is not None and real.labels is not None
         found = {}
         for label in range(dataset.num_classes):
             parts = [side.features[side.labels == label] for side in (generated, real)]
             if min(map(len, parts)) > 1:
                 found[f"fid_class_{label}"] = frechet(*parts)
-        return {"fid_class_mean": sum(found.values()) / len(found), **found} if found else {}
+        return {"fid_class_mean": sum(found.values()) / len(found) if found else math.nan, **found}
 
 
 class KID(Metric):
@@ -49,10 +49,12 @@ class KID(Metric):
     values: ClassVar[dict[str, Better]] = {"kid": "lower"}
 
     def __init__(self, *, subsets: int = 100, subset_size: int = 1000) -> None:
-        _at_least_one(subsets=subsets, subset_size=subset_size)
+        _at_least_one(subsets=subsets)
+        if subset_size < 2:
+            raise ValueError(f"subset_size={subset_size}: at least 2")
         self.subsets, self.subset_size = subsets, subset_size
 
-    def __call__(self, generated: Samples, real: Samples, dataset: Dataset, *, seed: int) -> dict[str, float]:
+    def __call__(self, generated: Samples, real: Samples, dataset: Dataset) -> dict[str, float]:
         from torch_fidelity.metric_kid import kid_features_to_metric
 
         size = min(self.subset_size, len(generated), len(real))
@@ -75,7 +77,7 @@ class InceptionScore(Metric):
     def suits(self, dataset: Dataset, features: Features | None) -> bool:
         return features is not None and features.names_classes
 
-    def __call__(self, generated: Samples, real: Samples, dataset: Dataset, *, seed: int) -> dict[str, float]:
+    def __call__(self, generated: Samples, real: Samples, dataset: Dataset) -> dict[str, float]:
         from torch_fidelity.metric_isc import isc_features_to_metric
 
         found = isc_features_to_metric(generated.logits, splits=self.splits)
@@ -98,11 +100,12 @@ class PrecisionRecall(Metric):
         _at_least_one(neighbours=neighbours, count=count)
         self.neighbours, self.count = neighbours, count
 
-    def __call__(self, generated: Samples, real: Samples, dataset: Dataset, *, seed: int) -> dict[str, float]:
+    def __call__(self, generated: Samples, real: Samples, dataset: Dataset) -> dict[str, float]:
         from torch_fidelity.metric_prc import prc_features_to_metric
 
         sides = generated.take(self.count), real.take(self.count)
-        found = prc_features_to_metric(*sides, prc_neighborhood=self.neighbours, save_cpu_ram=True, verbose=False)
+        k = min(self.neighbours, *(len(side) - 1 for side in sides))
+        found = prc_features_to_metric(*sides, prc_neighborhood=k, save_cpu_ram=True, verbose=False)
         return {"precision": found["precision"], "recall": found["recall"]}
 
 

@@ -10,19 +10,22 @@ from torch import Tensor
 from gancli.datasets.base import Dataset, Split, subset
 from gancli.metrics.base import Better, Metric, Samples
 from gancli.metrics.coverage import nearest
+from gancli.metrics.features import Features
 
+_SEARCHED = 100_000  # training images at most among which neighbours are looked for
 _DUPLICATE = 0.01  # quantile of the distances between real neighbours below which two samples are one
 
 
 class Memorisation(Metric):
-    """Distances to training and held-out images in feature space, over equally many of both.
+    """Distances to training and held-out images in feature space.
 
-    nearer_to_train: share of samples that lie nearer to some training image than to any held-out one; a
-    generator that learned the law, not the data, has 0.5. closer_than_holdout: the chance that a sample
-    lies closer to the training images than a held-out image does; 0.5 where samples are as new as those.
+    nearer_to_train: share of samples that lie nearer to some training image than to any held-out one, among
+    as many of either; a generator that learned the law, not the data, has 0.5. closer_than_holdout: the
+    chance that a sample lies closer to the training images, all of them, than a held-out image does; 0.5
+    where samples are as new as those, 1 where each is a copy.
     duplicates: share of samples with another sample nearer than all but 1 % of held-out images have one,
     among as many of either.
-    count: samples and images of either kind at most.
+    count: samples and held-out images at most.
     """
 
     values: ClassVar[dict[str, Better]] = {
@@ -36,23 +39,27 @@ class Memorisation(Metric):
             raise ValueError(f"count={count}: at least 3, for neighbours")
         self.count = count
 
-    def __call__(self, generated: Samples, real: Samples, dataset: Dataset, *, seed: int) -> dict[str, float]:
-        train, held = self._side("train", real, dataset), self._side("holdout", real, dataset)
-        fake = generated.take(self.count)
+    def suits(self, dataset: Dataset, features: Features | None) -> bool:
+        return features is not None and dataset.size("holdout") > 2
+
+    def __call__(self, generated: Samples, real: Samples, dataset: Dataset) -> dict[str, float]:
+        whole, held = self._side("train", real, dataset), self._side("holdout", real, dataset)
+        train, fake = whole[subset(len(whole), len(held))], generated.take(self.count)
         to_train, to_held = nearest(fake, train)[0][:, 0], nearest(fake, held)[0][:, 0]
-        fresh = nearest(held, train)[0][:, 0].sort().values
+        to_whole = nearest(fake, whole)[0][:, 0]
+        fresh = nearest(held, whole)[0][:, 0].sort().values
         alike = min(len(fake), len(held))  # the more there are, the closer together they lie
         between, twins = (nearest(some[:alike], some[:alike], skip=1)[0][:, 0] for some in (held, fake))
         ties = 0.5 * (to_train == to_held).double()
         return {
             "nearer_to_train": float(((to_train < to_held).double() + ties).mean()),
-            "closer_than_holdout": float(1 - torch.searchsorted(fresh, to_train).double().mean() / len(fresh)),
+            "closer_than_holdout": float(1 - torch.searchsorted(fresh, to_whole).double().mean() / len(fresh)),
             "duplicates": float((twins < between.quantile(_DUPLICATE)).double().mean()),
         }
 
     def _side(self, part: Split, real: Samples, dataset: Dataset) -> Tensor:
-        """Features of images of one part, as many of either part."""
-        count = min(self.count, dataset.size("train"), dataset.size("holdout"))
+        """Features of images of one part: held-out ones at most `count`, training images nearly all."""
+        count = _SEARCHED if part == "train" else self.count
         data, labels = dataset.reference(part, count)
         return Samples(data, labels, features=real.extractor, cache=real.cache).features
 
@@ -66,7 +73,7 @@ def neighbours(
     and the number of columns.
     """
     parts: tuple[Split, ...] = ("train", "holdout")
-    sides = [Samples(*dataset.reference(part, 10_000), features=real.extractor, cache=real.cache) for part in parts]
+    sides = [Samples(*dataset.reference(part, _SEARCHED), features=real.extractor, cache=real.cache) for part in parts]
     rows = subset(len(generated), 2_000)
     fake = generated.features[rows]
     found = [nearest(fake, side.features, count=min(near, len(side))) for side in sides]

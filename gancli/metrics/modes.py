@@ -25,7 +25,7 @@ class Modes(Metric):
     def suits(self, dataset: Dataset, features: Features | None) -> bool:
         return dataset.mode_shares is not None and (features is None or features.accuracy is not None)
 
-    def __call__(self, generated: Samples, real: Samples, dataset: Dataset, *, seed: int) -> dict[str, float]:
+    def __call__(self, generated: Samples, real: Samples, dataset: Dataset) -> dict[str, float]:
         assert dataset.mode_shares is not None
         index, good = dataset.modes_of(generated)
         shares = dataset.mode_shares.double()
@@ -50,7 +50,7 @@ class Line(Metric):
     def suits(self, dataset: Dataset, features: Features | None) -> bool:
         return dataset.law is not None
 
-    def __call__(self, generated: Samples, real: Samples, dataset: Dataset, *, seed: int) -> dict[str, float]:
+    def __call__(self, generated: Samples, real: Samples, dataset: Dataset) -> dict[str, float]:
         assert dataset.law is not None
         x = generated.data[:, 0].double().sort().values
         n = len(x)

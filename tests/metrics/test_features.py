@@ -350,7 +350,7 @@ def test_a_reference_is_always_the_same_and_never_flipped():
     where = [int((some == image).flatten(1).all(1).nonzero()[0]) for image in part]
     assert len(set(where)) == 10 and min(where) >= 5 and labels.tolist() == [row % 3 for row in where]
     assert not torch.equal(part, some[5:15]), "drawn: neighbours in a file may have something in common"
-    images_, labels = data.labelled("train")
+    images_, labels = data.labelled("train", 99)
     assert torch.equal(images_, some[5:]) and torch.equal(labels, rows[5:] % 3)
     with pytest.raises(ValueError, match="no labels"):
-        Images(some, train=rows, held=rows[:0]).labelled("train")
+        Images(some, train=rows, held=rows[:0]).labelled("train", 99)

@@ -32,7 +32,7 @@ def score(dataset, features):
     real = Samples(*dataset.reference("train", 10_000), features=features)
 
     def call(images, **settings):
-        return Memorisation(**settings)(Samples(images, features=features), real, dataset, seed=0)
+        return Memorisation(**settings)(Samples(images, features=features), real, dataset)
 
     return call
 
@@ -78,7 +78,7 @@ def test_ties_count_half(features):
     rows = torch.arange(100)
     twice = Images(torch.cat([same, same]), train=rows, held=rows + 100)
     real = Samples(*twice.reference("train", 100), features=features)
-    found = Memorisation()(Samples(blobs(30, "new"), features=features), real, twice, seed=0)
+    found = Memorisation()(Samples(blobs(30, "new"), features=features), real, twice)
     assert found["nearer_to_train"] == 0.5
 
 
@@ -108,3 +108,12 @@ def test_the_sheet_of_neighbours(dataset, features):
     for row in rows:
         assert all(tuple(cell.tolist()) in known[0] for cell in row[1:3]), "then training images"
         assert all(tuple(cell.tolist()) in known[1] for cell in row[3:5]), "then held-out ones"
+
+
+def test_copies_are_seen_however_many_training_images_there_are(features):
+    many = Images(
+        torch.cat([blobs(4_000, "data"), blobs(300, "held")]), train=torch.arange(4_000), held=4_000 + torch.arange(300)
+    )
+    real = Samples(*many.reference("train", 500), features=features)
+    found = Memorisation(count=200)(Samples(many.images[3_000:3_100], features=features), real, many)
+    assert found["closer_than_holdout"] == 1

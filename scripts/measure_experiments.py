@@ -3,10 +3,12 @@
 
     scripts/measure_experiments.py gaussian_ring gaussian_grid
     scripts/measure_experiments.py mnist --seeds 0 1 2 -- dataset.root=data update=alternating train.minutes=5
+    scripts/measure_experiments.py --evaluate outputs/a outputs/b
     scripts/measure_experiments.py --write
 
 What follows `--` goes to `gancli train` and is part of a row's name. Results are kept in docs/experiments.json, a
-record per run; `--write` only puts the table into README.md. Runs on few images (dataset.limit) are measured against
+record per run; `--write` only puts the table into README.md, `--evaluate` records runs that
+were trained by hand with experiment=… and seed=…. Runs on few images (dataset.limit) are measured against
 the held-out part, so that copies of those few earn nothing; all others against the training part.
 """
 
@@ -38,28 +40,41 @@ SHOWN = {  # number -> its heading, in order
 }
 
 
-def measure(experiment: str, seed: int, overrides: list[str], folder: Path) -> dict:
-    """Trains and evaluates once; everything that a table or a doubter may want to know."""
-    run = folder / f"{experiment}-{len(list(folder.iterdir()))}"
-    gancli = [sys.executable, "-m", "gancli"]
-    train = [*gancli, "train", f"experiment={experiment}", f"seed={seed}", f"hydra.run.dir={run}", *overrides]
-    subprocess.run(train, check=True)
+def trained(experiment: str, seed: int, overrides: list[str], run: Path) -> Path:
+    """The run folder of one training."""
+    words = [f"experiment={experiment}", f"seed={seed}", f"hydra.run.dir={run}", *overrides]
+    subprocess.run([sys.executable, "-m", "gancli", "train", *words], check=True)
+    return run
+
+
+def measured(run: Path) -> dict:
+    """Evaluates the last checkpoint of a run; everything that a table or a doubter may want to know."""
+    about = json.loads((run / "run.json").read_text())["starts"][-1]
+    typed = dict(word.lstrip("+").split("=", 1) for word in about["overrides"])
+    experiment, seed = typed.pop("experiment"), int(typed.pop("seed"))
+    typed.pop("hydra.run.dir", None)
     samples = 26_000 if experiment.startswith("stacked_mnist") else 10_000  # PacGAN's number
-    reference = "holdout" if any(word.startswith("dataset.limit=") for word in overrides) else "train"
+    reference = "holdout" if "dataset.limit" in typed else "train"
     words = [f"run={run}", f"count={samples}", f"reference={reference}"]
-    subprocess.run([*gancli, "evaluate", *words], check=True)
+    subprocess.run([sys.executable, "-m", "gancli", "evaluate", *words], check=True)
     row = json.loads((run / "evaluations.jsonl").read_text().splitlines()[-1])
-    starts = json.loads((run / "run.json").read_text())["starts"]
     return {
         "experiment": experiment,
-        "overrides": overrides,
+        "overrides": [f"{key}={value}" for key, value in typed.items()],
         "seed": seed,
-        "threads": next((o.partition("=")[2] for o in overrides if o.startswith("device.threads=")), "all"),
         "machine": f"{os.cpu_count()} cores {platform.machine()}",
-        "git_commit": starts[-1]["git_commit"],
-        "torch": starts[-1]["versions"]["torch"],
-        **{key: value for key, value in row.items() if key != "of"},
+        "git_commit": about["git_commit"],
+        "torch": about["versions"]["torch"],
+        "evaluation": row,
     }
+
+
+def keep(record: dict) -> None:
+    """Puts a record in the place of the one of the same recipe and seed."""
+    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+    others = [old for old in known if (recipe(old), old["seed"]) != (recipe(record), record["seed"])]
+    records = sorted([*others, record], key=lambda record: (recipe(record), record["seed"]))
+    RESULTS.write_text(json.dumps(records, indent=1) + "\n")
 
 
 def recipe(record: dict) -> str:
@@ -72,14 +87,15 @@ def tables(records: list[dict]) -> str:
     groups = defaultdict(list)
     for record in records:
         groups[recipe(record)].append(record)
-    names = [name for name in SHOWN if any(name in record["values"] for record in records)]
+    names = [name for name in SHOWN if any(name in record["evaluation"]["values"] for record in records)]
     head = ["experiment", "seeds", "images", "minutes", *(SHOWN[name] for name in names)]
     lines = [head, ["---"] * len(head)]
-    for name, group in sorted(groups.items()):
-        images = statistics.mean(record["images"] for record in group)
-        minutes = statistics.mean(record["seconds"] for record in group) / 60
+    for name, group in groups.items():
+        rows = [record["evaluation"] for record in group]
+        images = statistics.mean(row["images"] for row in rows)
+        minutes = statistics.mean(row["seconds"] for row in rows) / 60
         cells = [f"`{name}`", str(len(group)), f"{images / 1e6:.2f} M", f"{minutes:.1f}"]
-        lines.append([*cells, *(spread([r["values"][n] for r in group if n in r["values"]]) for n in names)])
+        lines.append([*cells, *(spread([row["values"][n] for row in rows if n in row["values"]]) for n in names)])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -108,16 +124,15 @@ def main() -> None:
     parser.add_argument("experiments", nargs="*")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, help="folder for the run folders; a temporary one where not given")
+    parser.add_argument("--evaluate", nargs="+", type=Path, default=[], help="run folders that were trained before")
     parser.add_argument("--write", action="store_true", help="only put the tables into README.md")
     options = parser.parse_args(arguments)
-    folder = options.runs or Path(tempfile.mkdtemp(prefix="gancli-"))
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = (options.runs or Path(tempfile.mkdtemp(prefix="gancli-"))).resolve()
+    for run in options.evaluate:
+        keep(measured(run))
     for experiment in options.experiments:
         for seed in options.seeds:
-            record = measure(experiment, seed, overrides, folder.resolve())
-            records = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-            records = [old for old in records if (recipe(old), old["seed"]) != (recipe(record), record["seed"])]
-            RESULTS.write_text(json.dumps([*records, record], indent=1) + "\n")
+            keep(measured(trained(experiment, seed, overrides, folder / f"{experiment}-{seed}")))
     if RESULTS.exists():
         print(tables(json.loads(RESULTS.read_text())))
         if options.write:

@@ -17,6 +17,7 @@ COMMANDS = {
     "train": "train a GAN and leave a run folder with checkpoints, pictures and logs",
     "sample": "make images with the generator of a run folder",
     "evaluate": "measure the samples of a run, or one folder of images against another",
+    "theory": "show what the theory says: of one run, or in experiments and a report of their own",
 }
 USAGE = """gancli {version}: train generative adversarial networks from composed YAML
 
@@ -30,6 +31,7 @@ examples:
   gancli train dataset=folder dataset.path=photos dataset.resolution=64
   gancli sample run=outputs/train/DATE/TIME count=64
   gancli evaluate run=outputs/train/DATE/TIME
+  gancli theory                                  a report of experiments, in minutes
 
 `gancli COMMAND --help` lists its groups, settings and more examples; `gancli --version` the version.
 """
@@ -79,6 +81,11 @@ def evaluate(cfg: DictConfig) -> None:
     _guarded("evaluate", cfg)
 
 
+def theory(cfg: DictConfig) -> None:
+    """What Hydra calls for `gancli theory`."""
+    _guarded("theory", cfg)
+
+
 def _dispatch(command: str, overrides: list[str]) -> int:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -115,7 +122,7 @@ def _hydra(command: str, overrides: list[str]) -> None:
     from gancli.config import config_dir
 
     sys.argv = [f"gancli {command}", *overrides]
-    task = {"train": train, "sample": sample, "evaluate": evaluate}[command]
+    task = {"train": train, "sample": sample, "evaluate": evaluate, "theory": theory}[command]
     hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=command)(task)()
 
 
@@ -143,6 +150,10 @@ def _guarded(command: str, cfg: DictConfig) -> None:
             from gancli.sample import run as sample_run
 
             sample_run(settings)
+        elif command == "theory":
+            from gancli.theory import run as theory_run
+
+            theory_run(settings)
         else:
             from gancli.evaluate import run as evaluate_run
 

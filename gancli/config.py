@@ -18,7 +18,7 @@ from gancli.errors import UserError
 
 TRUSTED = ("gancli.", "torch.optim.")
 MAY_CHANGE = (
-    *("train.images", "train.minutes", "log", "checkpoint", "evaluation", "metric", "watch"),
+    *("train.images", "train.minutes", "log", "checkpoint", "evaluation", "metric", "watch", "diagnostic"),
     *("device.threads", "resume", "trust"),
     *("dataset.root", "dataset.path", "dataset.cache", "dataset.download"),  # where the data is, not what it is
 )
@@ -224,6 +224,16 @@ def load_run(folder: Path, *, trust: list[str], parts: tuple[str, ...] = ()) -> 
             + "\nIf that code is yours, say trust=[package] with the package it is in."
         )
     return settings
+
+
+def moved(dataset: Mapping[str, Any], data: str | None) -> Mapping[str, Any]:
+    """The settings of a data set that lies somewhere else now, in the folder or file `data`. Raises UserError."""
+    if data is None:
+        return dataset
+    key = next((key for key in ("root", "path") if key in dataset), None)
+    if key is None:
+        raise UserError(f"data={data}: this run's data set lies in no folder; leave data out")
+    return {**dataset, key: data}
 
 
 def _trusted(node: Mapping[str, Any], trust: list[str]) -> bool:

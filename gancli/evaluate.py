@@ -90,7 +90,7 @@ def _short(value: float | None) -> str:
 
 def _run(folder: Path, trained: dict[str, Any], settings: Mapping[str, Any], runtime: Runtime) -> list[Row]:
     found = list(_checkpoints(folder, settings["checkpoint"]))
-    dataset = build(_moved(trained["dataset"], settings["data"]), key="dataset")
+    dataset = build(config.moved(trained["dataset"], settings["data"]), key="dataset")
     evaluator = _evaluator(settings, dataset, runtime, labelled=bool(found[0][1]["num_classes"]))
     log.info("%s: %s", folder, _spoken(evaluator))
     rows = _real(evaluator, settings["count"])
@@ -167,15 +167,6 @@ def _checkpoints(folder: Path, which: str | int) -> Iterator[tuple[Path, dict[st
             yield file, read(file)
         except Unreadable as error:
             log.warning("%s is passed over: %s", file, error)
-
-
-def _moved(dataset: Mapping[str, Any], data: str | None) -> Mapping[str, Any]:
-    if data is None:
-        return dataset
-    key = next((key for key in ("root", "path") if key in dataset), None)
-    if key is None:
-        raise UserError(f"data={data}: this run's data set lies in no folder; leave data out")
-    return {**dataset, key: data}
 
 
 def _folders(settings: Mapping[str, Any], runtime: Runtime) -> Row:

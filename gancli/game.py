@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gancli.augment.base import Augment, NoAugment
+from gancli.schedules import at
 
 if TYPE_CHECKING:
     from gancli.losses import Loss
@@ -77,14 +78,45 @@ class Game:
     def score(self, samples: Tensor, labels: Tensor | None) -> Scored:
         """D at `samples` (B, *shape), augmented, cut off from whatever made them."""
         inputs = samples.detach().requires_grad_()
-        seen = inputs
-        if self.augment.draws:
-            draws = self.augment.draws
+        return Scored(inputs, self.judge(inputs, labels))
+
+    def judge(self, samples: Tensor, labels: Tensor | None) -> Tensor:
+        """D's logits (B,), at least float32, of `samples` (B, *shape), augmented, in one graph with what made them."""
+        draws = self.augment.draws_for(samples.shape[1:])
+        if draws:
             uniform = self.stream.take(lambda count, rng: torch.rand(count, draws, generator=rng), len(samples))
-            seen = self.augment(inputs, uniform)
+            samples = self.augment(samples, uniform)
         with self.autocast():
-            logits = self.discriminator(seen, labels)
-        return Scored(inputs, logits.float())
+            logits: Tensor = self.discriminator(samples, labels)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def gradients(
+        self, samples: Tensor, images: Tensor, labels: Tensor | None, *, progress: float | None = None
+    ) -> dict[str, list[Tensor]]:
+        """Each player's gradient of its own loss at one point, as functions of all the parameters.
+
+        samples, images: (B, *shape), real ones and G's, these in one graph with G. progress: with the penalties on D
+        as they weigh there; None for without. Returns player -> one tensor per parameter.
+        """
+        inputs = samples.detach().requires_grad_()
+        real, fake = Scored(inputs, self.judge(inputs, labels)), Scored(images, self.judge(images, labels))
+        values = {
+            "generator": self.loss.generator(fake.logits, real.logits).mean(),
+            "discriminator": self.loss.discriminator(real.logits, fake.logits).mean(),
+        }
+        for penalty in self.penalties.values():
+            if progress is not None and not penalty.both_players:  # consensus is made of these very gradients
+                weight = float(at(penalty.weight, progress))
+                values["discriminator"] = values["discriminator"] + weight * penalty(real, fake, self, labels).mean()
+        return {
+            player: list(torch.autograd.grad(value, trained(self.network(player)), create_graph=True))
+            for player, value in values.items()
+        }
+
+
+def trained(network: nn.Module) -> list[nn.Parameter]:
+    """Its parameters but for frozen ones."""
+    return [parameter for parameter in network.parameters() if parameter.requires_grad]
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
-from torch import Tensor
+from torch import Tensor, sigmoid
 from torch.nn.functional import relu, softplus
 
 
@@ -31,6 +31,10 @@ class Loss(ABC):
     def generator(self, fake_logits: Tensor, real_logits: Tensor) -> Tensor:
         """(B,), (B,) -> (B,)"""
 
+    def optimal(self, real_density: Tensor, fake_density: Tensor) -> Tensor | None:
+        """D(x) of the best discriminator where the densities are these, elementwise; None where it has no such form."""
+        return None
+
 
 class Minimax(Loss):
     """The zero-sum game E log D(x) + E log(1 - D(G(z))) (Goodfellow et al., NeurIPS 2014, eq. 1)."""
@@ -40,6 +44,25 @@ class Minimax(Loss):
 
     def generator(self, fake_logits: Tensor, real_logits: Tensor) -> Tensor:
         return -softplus(fake_logits)  # log(1 - D), which saturates where D is sure
+
+    def optimal(self, real_density: Tensor, fake_density: Tensor) -> Tensor | None:
+        return real_density / (real_density + fake_density)  # proposition 1
+
+
+class MinimaxLinear(Minimax):
+    """E log D(x) + E[1 - D(G(z))], without the second logarithm, as some lecture notes print it.
+
+    The best D is min(1, p/q) instead of p/(p+q), and the value at the saddle point 0 instead of -log 4.
+    """
+
+    def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+        return softplus(-real_logits) - sigmoid(-fake_logits)
+
+    def generator(self, fake_logits: Tensor, real_logits: Tensor) -> Tensor:
+        return sigmoid(-fake_logits)  # 1 - D
+
+    def optimal(self, real_density: Tensor, fake_density: Tensor) -> Tensor | None:
+        return (real_density / fake_density).clamp(max=1)
 
 
 class NonSaturating(Minimax):

@@ -106,7 +106,8 @@ class Monitor:
         for name, value in record.items():
             if isinstance(value, float):
                 self._add(name, value)
-        for name, value in judged(real_logits, fake_logits, trainer.game.loss).items():
+        threshold = threshold_of(real_logits, fake_logits, trainer.game.loss)
+        for name, value in judged(real_logits, fake_logits, threshold).items():
             self._add(name, value)
         if trainer.game.augment.draws:
             self._add("augment/strength", trainer.game.augment.strength)
@@ -158,8 +159,16 @@ class Monitor:
         self._sums.clear()
         values["game/distance_to_saddle"] = abs(values["game/value"] - SADDLE_VALUE)
         with looking(game.discriminator), game.autocast():
-            holdout = game.discriminator(*self.real)
-        values["accuracy/holdout"] = (holdout > threshold_of(real_logits, fake_logits, game.loss)).float().mean().item()
+            logits = game.discriminator(*self.real).float()
+        holdout = judged(logits, fake_logits, threshold_of(real_logits, fake_logits, game.loss))
+        values["accuracy/holdout"] = holdout["accuracy/real"].item()
+        values["accuracy/gap"] = values["accuracy/real"] - values["accuracy/holdout"]
+        values["game/value_holdout"] = holdout["game/value"].item()
+        values |= {
+            f"parameter/{name}": value.item()
+            for network in (game.generator, game.discriminator)
+            for name, value in network.watched().items()
+        }
         values |= {f"lr/{player}": optimizer.lr for player, optimizer in trainer.optimizers.items()}
         values["speed/images_per_second"] = (images - self._last_images) / max(now - self._last_time, 1e-9)
         self._last_images, self._last_time = images, now
@@ -210,12 +219,11 @@ class Monitor:
             write_whole(path, b"".join(lines))
 
 
-def judged(real_logits: Tensor, fake_logits: Tensor, loss: Loss) -> dict[str, Tensor]:
+def judged(real_logits: Tensor, fake_logits: Tensor, threshold: Tensor | float) -> dict[str, Tensor]:
     """Accuracies, mean logits, and the value of the game E log D(x) + E log(1 - D(G(z))), whatever the loss.
 
-    D is the sigmoid of the logit's distance to the loss's threshold.
+    D is the sigmoid of the logit's distance to `threshold`.
     """
-    threshold = threshold_of(real_logits, fake_logits, loss)
     return {
         "accuracy/real": (real_logits > threshold).float().mean(),
         "accuracy/fake": (fake_logits <= threshold).float().mean(),

@@ -7,9 +7,63 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gancli.schedules import Schedule, at
+
+
+class OptimisticSGD(torch.optim.Optimizer):
+    """w -= lr (2 g_t - g_{t-1}): each player assumes that the other goes on as before.
+
+    Daskalakis et al., ICLR 2018, eq. 6.
+    """
+
+    def __init__(self, params: Iterable[nn.Parameter], *, lr: float = 1e-2) -> None:
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One update from `.grad`."""
+        for group in self.param_groups:
+            for weight in (weight for weight in group["params"] if weight.grad is not None):
+                self._move(weight, weight.grad.clone(), group["lr"])
+
+    def _move(self, weight: Tensor, direction: Tensor, lr: float) -> None:
+        previous = self.state[weight].get("previous", direction)
+        weight.sub_(lr * (2 * direction - previous))
+        self.state[weight]["previous"] = direction
+
+
+class OptimisticAdam(OptimisticSGD):
+    """The same with Adam's direction in place of the gradient (Daskalakis et al., ICLR 2018, algorithm 1)."""
+
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter],
+        *,
+        lr: float = 2e-4,
+        betas: tuple[float, float] = (0.5, 0.9),
+        eps: float = 1e-8,
+    ) -> None:
+        super().__init__(params, lr=lr)
+        for group in self.param_groups:
+            group.update({"betas": betas, "eps": eps})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            (beta1, beta2), eps = group["betas"], group["eps"]
+            for weight in (weight for weight in group["params"] if weight.grad is not None):
+                state = self.state[weight]
+                if not state:
+                    state |= {"step": torch.zeros(()), "mean": torch.zeros_like(weight)}
+                    state["square"] = torch.zeros_like(weight)
+                state["step"] += 1
+                state["mean"].lerp_(weight.grad, 1 - beta1)
+                state["square"].lerp_(weight.grad.square(), 1 - beta2)
+                mean = state["mean"] / (1 - beta1 ** float(state["step"]))
+                square = state["square"] / (1 - beta2 ** float(state["step"]))
+                self._move(weight, mean / (square.sqrt() + eps), group["lr"])
 
 
 def _moves(value: Any) -> bool:

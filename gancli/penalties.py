@@ -28,10 +28,12 @@ class Penalty(ABC):
     touches_fake: whether the value depends on the fake samples' own logits or gradients; those that
     look at real samples or at points of their own set it to False, which keeps the one-stage step cheap.
     one_sample: whether it asks for a certain norm of one sample's gradient, which packs do not have.
+    both_players: whether the generator minimises it too.
     """
 
     touches_fake: bool = True
     one_sample: bool = False
+    both_players: bool = False
 
     def __init__(self, *, weight: float | Schedule, interval: int = 1) -> None:
         if not isinstance(weight, Schedule) and weight < 0:
@@ -77,7 +79,7 @@ class WGANGP(Penalty):
 
     def __call__(self, real: Scored, fake: Scored, game: Game, labels: Tensor | None) -> Tensor:
         where = game.stream.take(_uniform(()), len(real.inputs)).view(-1, *[1] * (real.inputs.ndim - 1))
-        between = torch.lerp(fake.inputs.detach(), real.inputs.detach(), where)
+        between = torch.lerp(fake.inputs.detach(), real.inputs.detach(), where.to(real.inputs))
         return _one_centred(game.score(between, labels))
 
 
@@ -91,6 +93,20 @@ class DRAGAN(Penalty):
         inputs = real.inputs.detach()
         noise = game.stream.take(_uniform(inputs.shape[1:]), len(inputs))
         return _one_centred(game.score(inputs + 0.5 * inputs.std() * noise, labels))
+
+
+class Consensus(Penalty):
+    """Half the squared norm of both players' gradients together, for both to make small: the players agree to
+    stay where neither wants to move (Mescheder et al., NeurIPS 2017, section 4).
+    """
+
+    touches_fake = False
+    both_players = True
+
+    def __call__(self, real: Scored, fake: Scored, game: Game, labels: Tensor | None) -> Tensor:
+        images = game.generate(len(real.inputs), labels)
+        gradients = game.gradients(real.inputs, images, labels)
+        return torch.stack([0.5 * g.square().sum() for player in gradients.values() for g in player]).sum()[None]
 
 
 def _uniform(shape: tuple[int, ...]):  # type: ignore[no-untyped-def]

@@ -139,9 +139,14 @@ _bounds = limits  # `picture` has an argument of that name
 
 def write_png(path: Path, array: Array) -> None:
     """Writes (H, W, 1 or 3); nothing is left behind on failure. Raises OSError."""
+    write_whole(Path(path), png(array))
+
+
+def png(array: Array) -> bytes:
+    """(H, W, 1 or 3) as the bytes of a file."""
     buffer = io.BytesIO()
     _image(array).save(buffer, format="PNG")
-    write_whole(Path(path), buffer.getbuffer())
+    return buffer.getvalue()
 
 
 def write_gif(path: Path, frames: Iterable[Array], *, milliseconds: int) -> None:

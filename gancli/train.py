@@ -11,6 +11,7 @@ from torch import nn
 
 from gancli import config, run_folder
 from gancli.config import build
+from gancli.diagnostics.base import Diagnostic, Run, diagnose
 from gancli.errors import UserError
 from gancli.game import Game
 from gancli.networks.packed import Packed, packed_shape
@@ -34,8 +35,15 @@ def run(settings: dict[str, Any], *, folder: Path, overrides: list[str]) -> int:
             resume(trainer, folder)
         run_folder.describe(folder, settings, overrides=overrides)  # anew for a run that goes on: it may be longer
         trainer.fit()
+        if trainer.stopped_by is None:
+            diagnose(Run(folder, trainer), diagnostics(settings["diagnostic"]))
         summarise(trainer, folder)
         return trainer.stopped_by or 0
+
+
+def diagnostics(node: Mapping[str, Any]) -> dict[str, Diagnostic]:
+    """Those of the group `diagnostic`, by name."""
+    return {name: build(one, key=f"diagnostic.{name}") for name, one in node.items()}
 
 
 def assemble(settings: Mapping[str, Any], *, folder: Path) -> Trainer:
@@ -129,11 +137,16 @@ def resume(trainer: Trainer, folder: Path) -> None:
             raise UserError(f"{trainer.checkpoints.folder}: no checkpoint here can be read; move it away to start anew")
         log.warning("%s has no checkpoint yet: the run starts anew", folder)
         return
+    load(trainer, state)
+    log.info("resumed after %s images", f"{trainer.images:,}")
+
+
+def load(trainer: Trainer, state: dict[str, Any]) -> None:
+    """Puts the trainer where `state` was taken. Raises UserError where it does not fit."""
     try:
         trainer.load_state(state)
     except (RuntimeError, KeyError, ValueError, TypeError) as error:
         raise UserError(f"{trainer.checkpoints.path(state['images'])} does not fit this run: {error}") from None
-    log.info("resumed after %s images", f"{trainer.images:,}")
 
 
 def summarise(trainer: Trainer, folder: Path) -> None:

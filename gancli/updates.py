@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd import backward, grad
 
-from gancli.game import Game, Scored
+from gancli.game import Game, Scored, trained
+from gancli.penalties import Penalty
 
 Draw = Callable[[int], tuple[Tensor, Tensor | None]]  # k -> the step's k-th real batch (B, *shape), labels (B,)
 
@@ -62,7 +63,9 @@ class Simultaneous(Update):
         loss_g, wanted = _generator_loss(game, fake.logits, real.logits)
         values, penalty = _penalties(game, real, fake, labels, step=step, progress=progress)
         outputs, seeds = _joined((real.logits, by_real), (fake.logits, by_fake), penalty)
-        weights = _trained(game.discriminator)
+        weights = trained(game.discriminator)
+        if any(game.penalties[name].both_players for name in values):
+            weights += trained(game.generator)  # which only those reach: the samples are cut off from it
 
         ratio = _per_sample(wanted / by_fake, images)
         if game.discriminator.per_sample and fake.has_gradient:
@@ -75,7 +78,7 @@ class Simultaneous(Update):
         else:
             (to_images,) = grad(fake.logits, fake.inputs, wanted, retain_graph=True)
             backward(outputs, seeds, inputs=weights)
-        backward(images, to_images, inputs=_trained(game.generator))
+        backward(images, to_images, inputs=trained(game.generator))
 
         yield Stage(
             players=("discriminator", "generator"),
@@ -108,7 +111,7 @@ class Alternating(Update):
             count = step * self.discriminator_steps + k
             values, penalty = _penalties(game, real, fake, labels, step=count, progress=progress)
             outputs, seeds = _joined((real.logits, by_real), (fake.logits, by_fake), penalty)
-            backward(outputs, seeds, inputs=_trained(game.discriminator))
+            backward(outputs, seeds, inputs=trained(game.discriminator))
             yield Stage(
                 players=("discriminator",),
                 losses={"discriminator": loss_d},
@@ -123,8 +126,29 @@ class Alternating(Update):
             real_logits = game.score(samples, labels).logits if game.loss.relativistic else fake.logits
         loss_g, wanted = _generator_loss(game, fake.logits, real_logits)
         (to_images,) = grad(fake.logits, fake.inputs, wanted)
-        backward(images, to_images, inputs=_trained(game.generator))
+        backward(images, to_images, inputs=trained(game.generator))
+        shared = {name: penalty for name, penalty in game.penalties.items() if penalty.both_players}
+        _, penalty = _penalties(game, real, fake, labels, step=count, progress=progress, among=shared)
+        if penalty is not None:
+            backward(penalty, inputs=trained(game.generator))
         yield Stage(players=("generator",), losses={"generator": loss_g})
+
+
+class Extragradient(Simultaneous):
+    """A step ahead to see where the game goes, then a step from where it was by the gradients found there.
+
+    Both steps are those of the players' optimizers (Gidel et al., ICLR 2019, algorithm 2; Korpelevich, 1976);
+    noise is drawn anew for the second.
+    """
+
+    def stages(self, game: Game, draw: Draw, *, step: int, progress: float) -> Iterator[Stage]:
+        weights: list[Tensor] = [*trained(game.discriminator), *trained(game.generator)]
+        before = [weight.detach().clone() for weight in weights]
+        yield from super().stages(game, draw, step=step, progress=progress)
+        for stage in super().stages(game, draw, step=step, progress=progress):
+            with torch.no_grad():
+                torch._foreach_copy_(weights, before)
+            yield stage
 
 
 def _discriminator_loss(game: Game, real_logits: Tensor, fake_logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -143,20 +167,23 @@ def _generator_loss(game: Game, fake_logits: Tensor, real_logits: Tensor) -> tup
 
 
 def _penalties(
-    game: Game, real: Scored, fake: Scored, labels: Tensor | None, *, step: int, progress: float
+    game: Game,
+    real: Scored,
+    fake: Scored,
+    labels: Tensor | None,
+    *,
+    step: int,
+    progress: float,
+    among: dict[str, Penalty] | None = None,
 ) -> tuple[dict[str, Tensor], Tensor | None]:
-    """The mean of each penalty that is due, detached, and their weighted sum or None."""
-    due = {name: penalty for name, penalty in game.penalties.items() if penalty.due(step, progress)}
+    """The mean of each penalty, of all or `among` some, that is due, detached, and their weighted sum or None."""
+    penalties = game.penalties if among is None else among
+    due = {name: penalty for name, penalty in penalties.items() if penalty.due(step, progress)}
     means = {name: penalty(real, fake, game, labels).mean() for name, penalty in due.items()}
     if not means:
         return {}, None
     total = torch.stack([due[name].factor(progress) * mean for name, mean in means.items()]).sum()
     return {name: mean.detach() for name, mean in means.items()}, total
-
-
-def _trained(network: nn.Module) -> list[nn.Parameter]:
-    """Its parameters but for frozen ones."""
-    return [parameter for parameter in network.parameters() if parameter.requires_grad]
 
 
 def _joined(

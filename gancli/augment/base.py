@@ -22,6 +22,10 @@ class Augment(ABC):
 
     draws: int = 0
 
+    def draws_for(self, shape: Sequence[int]) -> int:
+        """How many that is for samples of `shape`, where it depends on it."""
+        return self.draws
+
     def prepare(self, progress: float) -> None:  # noqa: B027
         """Called once before each training step, at `progress` (0 to 1) of the run: schedules are read here."""
 

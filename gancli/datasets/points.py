@@ -92,6 +92,17 @@ class SwissRoll(Drawn):
         return self._quadrature.density(points)
 
 
+class Dirac(Drawn):
+    """All of the data in the point 0 of the line (Mescheder et al., ICML 2018, definition 2.1)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shape = (1,)
+
+    def draw(self, count: int, rng: torch.Generator) -> Batch:
+        return torch.zeros(count, 1), None
+
+
 class Law1d(Drawn):
     """Points (1,) from a law on the line, by the inverse transform method."""
 

@@ -31,6 +31,10 @@ class Generator(nn.Module, ABC):
         there are classes but no labels; without classes labels are ignored.
         """
 
+    def watched(self) -> dict[str, Tensor]:
+        """Numbers to log beside the losses, by name; for networks of few parameters."""
+        return {}
+
 
 class MixesSamples(nn.Module):
     """A layer whose output for a sample depends on the others in its batch."""
@@ -54,6 +58,10 @@ class Discriminator(nn.Module, ABC):
     @abstractmethod
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         """Samples (B, *image_shape) and int64 labels (B,) to logits (B,); labels as for `Generator`."""
+
+    def watched(self) -> dict[str, Tensor]:
+        """As the generator's."""
+        return {}
 
 
 def _checked(image_shape: Sequence[int], num_classes: int) -> tuple[tuple[int, ...], int]:

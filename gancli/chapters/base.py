@@ -1,0 +1,114 @@
+"""A chapter of the report: a statement of the theory, the runs that show it, and what they showed."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gancli.diagnostics.base import FOLDER
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """A run: what to type after `gancli train`, and after `gancli evaluate run=…`, or None for nothing.
+
+    name: its folder. minutes: about how long it takes, to start the longest first.
+    """
+
+    name: str
+    overrides: tuple[str, ...]
+    evaluate: tuple[str, ...] | None = None
+    minutes: float = 0.2
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under a head, all of the same length."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG."""
+
+    png: bytes
+    caption: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """What a chapter puts on the page. statement: what is to be seen, in two lines. commands: that showed it."""
+
+    title: str
+    statement: str
+    parts: Sequence[Table | Picture | str]
+    commands: Sequence[str] = field(default_factory=list)
+
+
+class Chapter(ABC):
+    """seeds: runs of each method where chance matters."""
+
+    title: str
+    statement: str
+
+    def __init__(self, *, seeds: int = 5) -> None:
+        self.seeds = seeds
+
+    @abstractmethod
+    def experiments(self) -> list[Experiment]:
+        """The runs it needs."""
+
+    @abstractmethod
+    def parts(self, folder: Path) -> list[Table | Picture | str]:
+        """What the runs in `folder`, one folder each by its name, have shown."""
+
+    def section(self, folder: Path) -> Section:
+        """The chapter's place in the report."""
+        commands = ["gancli train " + " ".join(each.overrides) for each in self.experiments()]
+        return Section(title=self.title, statement=self.statement, parts=self.parts(folder), commands=commands)
+
+
+def numbers(run: Path, diagnostic: str) -> dict[str, Any]:
+    """What a diagnostic found in a run; nothing where the run ended before."""
+    file = run / FOLDER / f"{diagnostic}.json"
+    return dict(json.loads(file.read_text())["numbers"]) if file.exists() else {}
+
+
+def picture(run: Path, name: str, caption: str = "") -> list[Table | Picture | str]:
+    """A PNG of the run's folder, where there is one."""
+    file = run / name
+    return [Picture(file.read_bytes(), caption)] if file.exists() else []
+
+
+def rows(run: Path, name: str) -> list[dict[str, Any]]:
+    """Rows of metrics.jsonl or evaluations.jsonl."""
+    file = run / name
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def evaluated(run: Path) -> dict[str, float]:
+    """The last evaluation's values; nothing where there was none."""
+    found = rows(run, "evaluations.jsonl")
+    return dict(found[-1]["values"]) if found else {}
+
+
+def number(value: Any, digits: int = 3) -> str:
+    """A cell; a dash for nothing."""
+    return "–" if value is None else value if isinstance(value, str) else f"{value:.{digits}g}"
+
+
+def spread(values: Iterable[float]) -> str:
+    """ "7.2 ± 0.4": mean and standard deviation; a dash for nothing."""
+    known = list(values)
+    if not known:
+        return "–"
+    mean = f"{statistics.mean(known):.3g}"
+    return mean if len(known) == 1 else f"{mean} ± {statistics.stdev(known):.2g}"

@@ -1,0 +1,85 @@
+"""The value of the game, and how far it is from the saddle point."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from gancli.diagnostics.base import Diagnostic, Run, Shown, figure
+from gancli.game import looking
+from gancli.monitor import SADDLE_VALUE, judged, threshold_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_BLUE, _RED, _GREY = "#3b6fb6", "#c8401e", "#8a8a8a"
+
+
+class Objective(Diagnostic):
+    """M = E log D(x) + E log(1 - D(G(z))) on training and on held-out data, against its value -log 4 at the
+    saddle point, where D is right half of the time (Goodfellow et al., NeurIPS 2014, theorem 1).
+
+    count: samples of each kind. D is the sigmoid of the logit's distance to the loss's threshold.
+    """
+
+    title = "value of the game"
+
+    def __init__(self, *, count: int = 2_000) -> None:
+        if count < 2:
+            raise ValueError(f"count={count}: at least 2")
+        self.count = count
+
+    def suits(self, run: Run) -> bool:
+        return True
+
+    def __call__(self, run: Run) -> Shown:
+        values = {name: self._side(run, held_out=held) for name, held in {"train": False, "holdout": True}.items()}
+        numbers: dict[str, float | str] = {}
+        for name, side in values.items():
+            numbers |= {
+                f"value_{name}": side["game/value"],
+                f"distance_to_saddle_{name}": abs(side["game/value"] - SADDLE_VALUE),
+                f"accuracy_{name}": (side["accuracy/real"] + side["accuracy/fake"]) / 2,
+            }
+        train, held = values["train"]["game/value"], values["holdout"]["game/value"]
+        text = (
+            f"{train:.3f} on training and {held:.3f} on held-out data, at the saddle point {SADDLE_VALUE:.3f}; "
+            f"D is right on {numbers['accuracy_train']:.0%} and {numbers['accuracy_holdout']:.0%}, there on half"
+        )
+        return Shown(text=text, numbers=numbers, figure=self._figure(run))
+
+    def _side(self, run: Run, *, held_out: bool) -> dict[str, float]:
+        game = run.trainer.game
+        real, labels = run.real(self.count, held_out=held_out)
+        noise = run.noise(len(real))
+        fakes, of_real, of_fake = [], [], []
+        with looking(game.generator), looking(game.discriminator), game.autocast():
+            for rows in torch.arange(len(real), device=real.device).split(250):
+                some = None if labels is None else labels[rows]
+                fakes.append(game.generator(noise[rows], some))
+                of_real.append(game.discriminator(real[rows], some).float())
+                of_fake.append(game.discriminator(fakes[-1], some).float())
+        logits = torch.cat(of_real), torch.cat(of_fake)
+        return {name: float(value) for name, value in judged(*logits, threshold_of(*logits, game.loss)).items()}
+
+    def _figure(self, run: Run) -> Figure:
+        picture, (value, accuracy) = figure(2)
+        for name, label, color in (
+            ("game/value", "training data", _BLUE),
+            ("game/value_holdout", "held-out data", _RED),
+        ):
+            value.plot(*run.series(name), color=color, label=label, linewidth=1)
+        value.axhline(SADDLE_VALUE, color=_GREY, linestyle="--", label="-log 4")
+        value.set(title="M = E log D(x) + E log(1 - D(G(z)))", xlabel="images seen")
+        value.legend(frameon=False)
+        for name, label, color in (
+            ("accuracy/real", "training data", _BLUE),
+            ("accuracy/holdout", "held-out data", _RED),
+            ("accuracy/fake", "generated", "#5a9a4a"),
+        ):
+            accuracy.plot(*run.series(name), color=color, label=label, linewidth=1)
+        accuracy.axhline(0.5, color=_GREY, linestyle="--")
+        accuracy.set(title="D is right on", xlabel="images seen", ylim=(-0.02, 1.02))
+        accuracy.legend(frameon=False)
+        return picture

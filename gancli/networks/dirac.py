@@ -1,0 +1,47 @@
+"""The Dirac-GAN: two numbers, the smallest game of a generator against a discriminator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from gancli.networks.base import Discriminator, Generator
+
+
+class DiracGenerator(Generator):
+    """G(z) = theta, whatever the noise (Mescheder et al., ICML 2018, definition 2.1). theta: where it starts."""
+
+    def __init__(
+        self, *, latent_dim: int, image_shape: Sequence[int], num_classes: int = 0, theta: float = 1.0
+    ) -> None:
+        super().__init__(latent_dim=latent_dim, image_shape=image_shape, num_classes=num_classes)
+        _on_the_line(self.image_shape)
+        self.theta = nn.Parameter(torch.tensor(float(theta)))
+
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        return self.theta.expand(len(z), 1)
+
+    def watched(self) -> dict[str, Tensor]:
+        return {"theta": self.theta.detach()}
+
+
+class DiracDiscriminator(Discriminator):
+    """Logit psi * x. psi: where it starts."""
+
+    def __init__(self, *, image_shape: Sequence[int], num_classes: int = 0, psi: float = 1.0) -> None:
+        super().__init__(image_shape=image_shape, num_classes=num_classes)
+        _on_the_line(self.image_shape)
+        self.psi = nn.Parameter(torch.tensor(float(psi)))
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        return self.psi * x[:, 0]
+
+    def watched(self) -> dict[str, Tensor]:
+        return {"psi": self.psi.detach()}
+
+
+def _on_the_line(shape: Sequence[int]) -> None:
+    if tuple(shape) != (1,):
+        raise ValueError(f"image_shape={tuple(shape)}: this network is for points on the line; use dataset=dirac")

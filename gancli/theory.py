@@ -1,0 +1,140 @@
+"""`gancli theory`: what the theory says of a run, or, in experiments of its own, of GANs at all."""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+from gancli import config, train
+from gancli.chapters import CHAPTERS
+from gancli.chapters.base import Chapter, Experiment
+from gancli.chapters.page import page
+from gancli.checkpoint import write_whole
+from gancli.diagnostics.base import Run, Shown, diagnose
+from gancli.errors import Diverged, UserError
+
+log = logging.getLogger(__name__)
+PLAIN = {
+    "run": str | int | None,
+    "out": str,
+    "chapters": list[str],
+    "seeds": int,
+    "length": float,
+    "jobs": int | None,
+    "data": str | None,
+    "trust": list[str],
+}
+
+
+def run(settings: dict[str, Any]) -> Path:
+    """Looks at a run, or runs the experiments; returns the folder with the pictures, or the report.
+
+    Raises UserError, OSError.
+    """
+    config.check(settings, PLAIN)
+    if settings["run"] is not None:
+        return look(Path(str(settings["run"])).expanduser(), settings)
+    for key, least in {"seeds": 1, "jobs": 1}.items():
+        if settings[key] is not None and settings[key] < least:
+            raise UserError(f"{key}={settings[key]}: at least {least}")
+    if not 0 < settings["length"] <= 100:
+        raise UserError(f"length={settings['length']}: a factor above 0, at most 100")
+    unknown = [name for name in settings["chapters"] if name not in CHAPTERS]
+    if unknown or not settings["chapters"]:
+        near = config.nearest(unknown[0], CHAPTERS) if unknown else ""
+        raise UserError(f"chapters={settings['chapters']}: some of {', '.join(CHAPTERS)}{near}")
+    out = Path(settings["out"]).expanduser()
+    chapters = [CHAPTERS[name](seeds=settings["seeds"]) for name in settings["chapters"]]
+    _perform(chapters, out / "runs", settings)
+    report = out / "report.html"
+    write_whole(report, page([chapter.section(out / "runs") for chapter in chapters]).encode())
+    log.info("report        %s", report)
+    return report
+
+
+def look(folder: Path, settings: Mapping[str, Any]) -> Path:
+    """Every diagnostic that suits the newest checkpoint of the run in `folder`."""
+    trained = config.load_run(folder, trust=settings["trust"])
+    trained = {**trained, "device": settings["device"], "dataset": config.moved(trained["dataset"], settings["data"])}
+    trained["evaluation"] = {**trained["evaluation"], "every": None}
+    trainer = train.assemble(trained, folder=folder)
+    _, state = trainer.checkpoints.pick("last")
+    train.load(trainer, state)
+    found: dict[str, Shown] = diagnose(Run(folder, trainer), train.diagnostics(settings["diagnostic"]))
+    left_out = settings["diagnostic"].keys() - found.keys()
+    if left_out:
+        log.info("left out, since they mean nothing here: %s", ", ".join(sorted(left_out)))
+    log.info("pictures      %s", folder / "theory")
+    return folder / "theory"
+
+
+def _perform(chapters: list[Chapter], folder: Path, settings: Mapping[str, Any]) -> None:
+    """Trains what is not there yet, several runs at once, each in a process that serves for many."""
+    experiments = {each.name: each for chapter in chapters for each in chapter.experiments()}
+    jobs = settings["jobs"] or len(
+        os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    )
+    log.info("%s runs, %s at once, in %s", len(experiments), jobs, folder)
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(jobs, len(experiments)), mp_context=spawn, initializer=_quiet) as pool:
+        # The longest first, so that none is left to run alone at the end.
+        order = sorted(experiments.values(), key=lambda each: -each.minutes)
+        waiting = {pool.submit(_experiment, each, folder / each.name, settings["length"]): each for each in order}
+        try:
+            for done, future in enumerate(as_completed(waiting), start=1):
+                log.info("%s of %s: %s %s", done, len(waiting), waiting[future].name, future.result())
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _quiet() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    logging.disable(logging.INFO)
+    os.environ["TQDM_DISABLE"] = "1"
+
+
+def _experiment(experiment: Experiment, folder: Path, length: float) -> str:
+    """One run, as `gancli train` and then perhaps `gancli evaluate` would make it; in a word how it ended."""
+    from gancli.evaluate import run as evaluate_run
+
+    words = [*experiment.overrides, "device=cpu", "device.threads=1", "resume=auto"]
+    settings = compose("train", words)
+    settings["train"]["images"] = max(settings["train"]["batch_size"], round(settings["train"]["images"] * length))
+    done, what = folder / "done.json", {"images": settings["train"]["images"], "overrides": words}
+    if done.exists():
+        if json.loads(done.read_text()) | {"ended": None} == what | {"ended": None}:
+            return "was there"
+        raise UserError(f"out={folder.parent.parent}: {folder.name} there is another one; choose another out=")
+    ended = "finished"
+    try:
+        train.run(settings, folder=folder, overrides=words)
+    except Diverged as error:
+        ended = f"ended: {str(error).splitlines()[0]}"
+    else:
+        if experiment.evaluate is not None:
+            evaluate_run(
+                compose("evaluate", [f"run='{folder}'", "device=cpu", "device.threads=1", *experiment.evaluate])
+            )
+    write_whole(done, json.dumps(what | {"ended": ended}, indent=1).encode())
+    return ended
+
+
+def compose(command: str, overrides: list[str]) -> dict[str, Any]:
+    """The resolved settings of a command line, as Hydra makes them."""
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import OmegaConf
+
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(config.config_dir()), version_base="1.3"):
+        settings: Any = OmegaConf.to_container(hydra.compose(command, overrides), resolve=True)
+    return dict(settings)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
-from torch import Tensor, sigmoid
+from torch import Tensor
 from torch.nn.functional import relu, softplus
 
 
@@ -56,10 +56,10 @@ class MinimaxLinear(Minimax):
     """
 
     def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-        return softplus(-real_logits) - sigmoid(-fake_logits)
+        return softplus(-real_logits) - self.generator(fake_logits, real_logits)
 
     def generator(self, fake_logits: Tensor, real_logits: Tensor) -> Tensor:
-        return sigmoid(-fake_logits)  # 1 - D
+        return (-softplus(fake_logits)).exp()  # 1 - D, and unlike sigmoid(-logit) with a derivative of full precision
 
     def optimal(self, real_density: Tensor, fake_density: Tensor) -> Tensor | None:
         return (real_density / fake_density).clamp(max=1)

@@ -21,7 +21,8 @@ CURES: dict[Verdict, str] = {
     "diverges": "each answer overshoots. Try lower learning rates, penalty=[r1] or a larger weight of it, "
     "or update=alternating",
 }
-_GROWS, _SHRINKS = 1.15, 0.85  # swing at the end over swing before
+_GROWS, _SHRINKS = 1.15, 0.85  # swing of a wave in the later half over that in the earlier one
+_FASTER, _SLOWER = 1.5, 0.7  # pace later over pace before
 _PERIODIC = 0.5  # height of the autocorrelation's second peak
 _WORST: tuple[Verdict, ...] = ("diverges", "cycles", "drifts", "converges")
 
@@ -62,48 +63,42 @@ class Behaviour(Diagnostic):
 
 
 def verdict(values: Series) -> Verdict:
-    """What a series does in its second half, in three windows of the same length.
+    """What a series does in its last two thirds.
 
-    diverges: not finite, or its swing or its distance from where it was grows. converges: its swing shrinks, or is
-    no more than noise around a level that stays. cycles: it comes back to where it was, again and again, with the
-    same swing. drifts: its level still moves.
+    diverges: not finite, or its swing grows, or it runs away ever faster. drifts: it moves on at one pace. cycles: it
+    comes back to where it was, again and again, with the same swing. converges: its swing shrinks, its pace slows
+    down, or all it does is noise around a level.
     """
     if not np.isfinite(values).all():
         return "diverges"
-    late = values[len(values) // 2 :]
-    parts = np.array_split(late, 3)
-    swings = np.array([_swing(part) for part in parts])
-    if swings.max() < 1e-3 * max(np.ptp(values), 1e-300) or np.ptp(values) == 0:
+    late = values[len(values) // 3 :]
+    if np.ptp(late) <= 1e-3 * np.ptp(values):
         return "converges"
-    growth = swings[-1] / max(swings[0], 1e-300)
-    periodic = _periodicity(late) > _PERIODIC
-    if periodic and growth > _GROWS:
-        return "diverges"
-    if growth < _SHRINKS:
-        return "converges"
-    if periodic:
-        return "cycles"
-    levels = np.array([part.mean() for part in parts])
+    rest = _detrended(late)
+    first, last = (float(half.std()) for half in np.array_split(rest, 2))
+    growth = last / max(first, 1e-300)
+    if _periodicity(rest) > _PERIODIC:
+        return "diverges" if growth > _GROWS else "converges" if growth < _SHRINKS else "cycles"
+    levels = [part.mean() for part in np.array_split(late, 3)]
+    noise = np.mean([_detrended(part).std() for part in np.array_split(late, 3)])
     steps = np.diff(levels)
-    away = abs(levels[-1] - levels[0]) > 2 * swings.mean() and steps[0] * steps[1] > 0
-    if away and abs(steps[1]) > _GROWS * abs(steps[0]):
-        return "diverges"
-    return "drifts" if away else "converges"
+    if abs(steps.sum()) > 2 * noise and steps[0] * steps[1] > 0:
+        pace = steps[1] / steps[0]
+        return "diverges" if pace > _FASTER else "converges" if pace < _SLOWER else "drifts"
+    return "diverges" if growth > _FASTER else "converges"
 
 
-def _swing(part: Series) -> float:
-    """Standard deviation about the straight line through it."""
+def _detrended(part: Series) -> Series:
+    """Without the straight line through it."""
     at = np.arange(len(part))
-    return float(np.std(part - np.polyval(np.polyfit(at, part, 1), at)))
+    rest: Series = part - np.polyval(np.polyfit(at, part, 1), at)
+    return rest
 
 
-def _periodicity(late: Series) -> float:
-    """Autocorrelation at its first peak past the first crossing of 0: 1 for a pure wave, about 0 for noise."""
-    at = np.arange(len(late))
-    rest = late - np.polyval(np.polyfit(at, late, 1), at)
-    full = np.correlate(rest, rest, mode="full")[len(rest) - 1 :]
-    overlap = len(rest) - np.arange(len(rest))
-    correlation = full / overlap / max(full[0] / len(rest), 1e-300)
+def _periodicity(rest: Series) -> float:
+    """Autocorrelation at its highest past the first crossing of 0: 1 for a pure wave, about 0 for noise."""
+    lags = np.arange(len(rest) * 2 // 3)  # at least one and a half periods
+    products = np.array([rest[: len(rest) - lag] @ rest[lag:] / (len(rest) - lag) for lag in lags])
+    correlation = products / max(products[0], 1e-300)
     below = np.flatnonzero(correlation < 0)
-    usable = correlation[: len(late) * 2 // 3]  # at least one and a half periods
-    return float(usable[below[0] :].max()) if len(below) and below[0] < len(usable) else 0.0
+    return float(correlation[below[0] :].max()) if len(below) else 0.0

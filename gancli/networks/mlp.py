@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import pi, prod
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -107,6 +108,6 @@ def _hidden(inputs: int, *, width: int, depth: int, spread: float) -> nn.Sequent
     for layer in range(depth):
         layers += [he_(nn.Linear(width if layer else inputs, width), slope=_SLOPE), nn.LeakyReLU(_SLOPE)]
     if spread:
-        first = layers[0]
+        first = cast(nn.Linear, layers[0])
         first.bias.data = -(first.weight * spread * torch.randn(width, inputs)).sum(1).detach()
     return nn.Sequential(*layers)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import inf, pi, sqrt
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gancli.errors import UserError
+from gancli.expressions import formula
 
 _TAIL = 1e-12  # U(0, 1) is kept this far from its ends, where some laws have their infinities
 
@@ -114,17 +115,52 @@ class GaussianMixture(Law):
         u = _inside(u)
         quantiles = torch.stack([part.inverse_cdf(u) for part in self.parts])
         low, high = quantiles.amin(0), quantiles.amax(0)  # the mixture's quantile lies between its parts'
-        for _ in range(60):  # each halves the interval: past float64
-            middle = (low + high) / 2
-            below = self.cdf(middle) < u
-            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-        return (low + high) / 2
+        return _bisected(self.cdf, u, low, high)
 
     def _mixed(self, values: Sequence[Tensor]) -> Tensor:
         total = torch.zeros_like(values[0])
         for weight, value in zip(self.weights, values, strict=True):
             total = total + weight * value
         return total
+
+
+class Expression(Law):
+    """The law whose CDF is the formula `cdf` of x between `low` and `high` (see `gancli.expressions`).
+
+    Its density is the formula's derivative, its inverse CDF is found by bisection. The formula must rise from 0 to 1,
+    to a thousandth. Raises ValueError.
+    """
+
+    def __init__(self, *, cdf: str, low: float = -20.0, high: float = 20.0) -> None:
+        if not low < high:
+            raise ValueError(f"low={low}, high={high}: low must be below high")
+        try:
+            self.formula = formula(cdf)
+        except ValueError as error:
+            raise ValueError(f"cdf={cdf}: {error}") from None
+        self.low, self.high = low, high
+        grid = self.formula(torch.linspace(low, high, 10_001, dtype=torch.float64))
+        if not grid.isfinite().all() or grid.diff().min() < -1e-9:
+            raise ValueError(f"cdf={cdf}: it does not rise everywhere between low={low} and high={high}")
+        first, last = float(grid[0]), float(grid[-1])
+        if abs(first) > 1e-3 or abs(last - 1) > 1e-3:
+            raise ValueError(
+                f"cdf={cdf}: it goes from {first:.4g} to {last:.4g} between low={low} and high={high}, not 0 to 1"
+            )
+
+    def cdf(self, x: Tensor) -> Tensor:
+        inside = self.formula(x.double().clamp(self.low, self.high)).clamp(0, 1)
+        return torch.where(x >= self.high, 1.0, torch.where(x <= self.low, 0.0, inside))
+
+    def inverse_cdf(self, u: Tensor) -> Tensor:
+        u = _inside(u)
+        return _bisected(self.cdf, u, torch.full_like(u, self.low), torch.full_like(u, self.high))
+
+    def density(self, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            at = x.detach().double().clamp(self.low, self.high).requires_grad_()
+            (slope,) = torch.autograd.grad(self.formula(at).sum(), at)
+        return torch.where((x >= self.low) & (x <= self.high), slope.nan_to_num(posinf=0.0).clamp_min(0), 0.0)
 
 
 class Table(Law):
@@ -159,6 +195,15 @@ class Table(Law):
         slope = self.u.diff() / self.x.diff()
         index = torch.searchsorted(self.x, x.double().contiguous(), right=True).clamp(1, len(self.x) - 1) - 1
         return torch.where((x >= self.x[0]) & (x <= self.x[-1]), slope[index], 0.0)
+
+
+def _bisected(cdf: Callable[[Tensor], Tensor], u: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """The x between `low` and `high` with cdf(x) = u, elementwise, for a cdf that rises."""
+    for _ in range(60):  # each halves the interval: past float64
+        middle = (low + high) / 2
+        below = cdf(middle) < u
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    return (low + high) / 2
 
 
 def _interpolated(at: Tensor, x: Tensor, y: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ class Watch:
     worse: a loss of quality is when the metric is this many times worse than its best, and has given back at
     least a tenth of what was won since the first evaluation.
     saturated: accuracy on both real and generated samples from which the discriminator is too strong.
+    gap: a discriminator that is right on training images this much more often than on held-out ones knows them by heart.
     small, large: gradient norms of the generator, as multiples of its usual one, that are out of the ordinary.
     """
 
@@ -46,6 +47,7 @@ class Watch:
         modes: float = 0.5,
         worse: float = 4.0,
         saturated: float = 0.98,
+        gap: float = 0.25,
         small: float = 0.01,
         large: float = 100.0,
     ) -> None:
@@ -57,7 +59,7 @@ class Watch:
             raise ValueError(f"worse={worse}: above 1, as many times as bad")
         self.action, self.lower_lr, self.rollbacks = action, lower_lr, rollbacks
         self.diversity, self.modes, self.worse, self.saturated = diversity, modes, worse, saturated
-        self.small, self.large = small, large
+        self.gap, self.small, self.large = gap, small, large
         self.norms: list[float] = []  # of the generator's gradient, one for each evaluation
 
     def look(
@@ -116,6 +118,17 @@ class Watch:
                     f"the discriminator is right on {right:.0%} of real and of generated samples: it is too strong, "
                     "and the generator learns little from it. Try a larger penalty weight (penalty.r1.weight), "
                     "a lower optimizer.discriminator.lr, or augment=ada where data is short",
+                    serious=False,
+                )
+            )
+        if scalars.get("accuracy/gap", 0.0) >= self.gap:
+            known, new = scalars["accuracy/real"], scalars["accuracy/holdout"]
+            found.append(
+                Finding(
+                    "overfitting",
+                    f"the discriminator takes {known:.0%} of training images for real and {new:.0%} of held-out ones: it "
+                    "knows its images by heart, and the generator may come to copy them. Try augment=ada, a larger "
+                    "penalty weight (penalty.r1.weight), smaller networks, or more data",
                     serious=False,
                 )
             )

@@ -16,6 +16,7 @@ CASES = {
     "Exponential": {"rate": 3.0},
     "Uniform": {"low": -1.0, "high": 4.0},
     "GaussianMixture": {"means": [-2.0, 0.0, 3.0], "stds": [0.3, 1.0, 0.5], "weights": [1.0, 2.0, 5.0]},
+    "Expression": {"cdf": "1 - exp(-x**2)", "low": 0.0, "high": 6.0},
     "Table": {},
 }
 
@@ -168,3 +169,24 @@ def test_bad_values(kind, settings, says):
     with pytest.raises(ValueError) as caught:
         getattr(laws, kind)(**settings)
     assert says in str(caught.value)
+
+
+def test_a_formula_is_arithmetic_and_nothing_else():
+    law = laws.Expression(cdf="0.5 + atan(x) / pi * 1.0", low=-1e4, high=1e4)  # Cauchy's
+    at = torch.tensor([-1.0, 0.0, 2.0], dtype=torch.float64)
+    torch.testing.assert_close(law.density(at), 1 / (torch.pi * (1 + at**2)))
+    for cdf, text in {
+        "__import__('os').system('true')": "no arithmetic|knows no",
+        "x.__class__": "no arithmetic",
+        "open(x)": "no arithmetic",
+        "y": "knows no y",
+        "exp(x, 2)": "other than one argument",
+        "1 +": "not a formula",
+        "'a'": "no arithmetic",
+        "9**9**9**9": "does not rise",
+        "x": "from -20 to 20",
+        "1 - x": "does not rise",
+        "log(x)": "does not rise",
+    }.items():
+        with pytest.raises(ValueError, match=text):
+            laws.Expression(cdf=cdf)

@@ -46,6 +46,13 @@ def test_few_modes_are_told_and_stop_nothing():
     assert kinds(modes_share=0.5) == [] and kinds(Watch(modes=0.6), modes_share=0.5) == ["modes"]
 
 
+def test_a_discriminator_that_knows_its_images_by_heart_is_told():
+    scalars = PLAYING | {"accuracy/real": 0.9, "accuracy/holdout": 0.6, "accuracy/gap": 0.3}
+    (finding,) = look(scalars=scalars)
+    assert finding.kind == "overfitting" and not finding.serious and "90% of training images" in finding.text
+    assert kinds(Watch(gap=0.35), scalars=scalars) == [] and kinds(scalars=scalars | {"accuracy/gap": 0.2}) == []
+
+
 def test_lost_quality_where_less_is_better():
     assert kinds(fid=4.1) == ["quality"] and kinds(fid=3.9) == [] and kinds(fid=0.1) == []
     assert kinds(Watch(worse=2.0), fid=2.1) == ["quality"]

@@ -64,5 +64,5 @@ def _value(node: ast.expr, x: Tensor) -> Any:
         return getattr(torch, node.func.id)(_value(node.args[0], x))
     if isinstance(node, ast.Name):
         return x if node.id == "x" else x.new_tensor(_NAMES[node.id])
-    assert isinstance(node, ast.Constant)
+    assert isinstance(node, ast.Constant) and isinstance(node.value, (int, float))
     return x.new_tensor(float(node.value))

@@ -33,7 +33,7 @@ class Watch:
     worse: a loss of quality is when the metric is this many times worse than its best, and has given back at
     least a tenth of what was won since the first evaluation.
     saturated: accuracy on both real and generated samples from which the discriminator is too strong.
-    gap: a discriminator that is right on training images this much more often than on held-out ones knows them by heart.
+    gap: how much more often than held-out images a discriminator may take training images for real.
     small, large: gradient norms of the generator, as multiples of its usual one, that are out of the ordinary.
     """
 
@@ -126,8 +126,8 @@ class Watch:
             found.append(
                 Finding(
                     "overfitting",
-                    f"the discriminator takes {known:.0%} of training images for real and {new:.0%} of held-out ones: it "
-                    "knows its images by heart, and the generator may come to copy them. Try augment=ada, a larger "
+                    f"the discriminator takes {known:.0%} of training images for real and {new:.0%} of held-out ones: "
+                    "it knows its images by heart, and the generator may come to copy them. Try augment=ada, a larger "
                     "penalty weight (penalty.r1.weight), smaller networks, or more data",
                     serious=False,
                 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -68,6 +69,19 @@ class Game:
         """The network of "generator" or "discriminator"."""
         return self.generator if player == "generator" else self.discriminator
 
+    @cached_property
+    def weights(self) -> dict[str, list[nn.Parameter]]:
+        """Each player's parameters but for frozen ones; looked up once, since a step asks for them often."""
+        return {
+            player: [weight for weight in self.network(player).parameters() if weight.requires_grad]
+            for player in ("generator", "discriminator")
+        }
+
+    @cached_property
+    def per_sample(self) -> bool:
+        """Whether the discriminator scores each sample on its own."""
+        return self.discriminator.per_sample
+
     def generate(self, count: int, labels: Tensor | None) -> Tensor:
         """G(z) for fresh noise: (count, *shape) float32."""
         noise = self.stream.take(self.prior.sample, count)
@@ -109,14 +123,9 @@ class Game:
                 weight = float(at(penalty.weight, progress))
                 values["discriminator"] = values["discriminator"] + weight * penalty(real, fake, self, labels).mean()
         return {
-            player: list(torch.autograd.grad(value, trained(self.network(player)), create_graph=True))
+            player: list(torch.autograd.grad(value, self.weights[player], create_graph=True))
             for player, value in values.items()
         }
-
-
-def trained(network: nn.Module) -> list[nn.Parameter]:
-    """Its parameters but for frozen ones."""
-    return [parameter for parameter in network.parameters() if parameter.requires_grad]
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from gancli import pictures
 from gancli.checkpoint import write_whole
 from gancli.config import leaves
+from gancli.datasets.base import Batch
 from gancli.game import looking
 from gancli.runtime import seeded
 
@@ -73,7 +74,9 @@ class Monitor:
         self.labels = torch.arange(count, device=device) % classes if classes else None
         real, labels = trainer.dataset.holdout(max(self.holdout, count))
         self.shown = real[:count]
-        self.real = real[: self.holdout], labels[: self.holdout] if classes and labels is not None else None
+        self.new = _some((real, labels), self.holdout, classes)
+        seen = trainer.dataset.batch(0, size=min(self.holdout, len(trainer.dataset)), seed=trainer.seed)
+        self.seen = _some(seen, self.holdout, classes)
         self.limits = None if real.ndim == 4 else pictures.limits(real)
         self.bar = tqdm(
             total=trainer.length, initial=trainer.images, unit="img", unit_scale=True, disable=not sys.stderr.isatty()
@@ -159,11 +162,12 @@ class Monitor:
         self._sums.clear()
         values["game/distance_to_saddle"] = abs(values["game/value"] - SADDLE_VALUE)
         with looking(game.discriminator), game.autocast():
-            logits = game.discriminator(*self.real).float()
-        holdout = judged(logits, fake_logits, threshold_of(real_logits, fake_logits, game.loss))
-        values["accuracy/holdout"] = holdout["accuracy/real"].item()
-        values["accuracy/gap"] = values["accuracy/real"] - values["accuracy/holdout"]
-        values["game/value_holdout"] = holdout["game/value"].item()
+            logits = [game.discriminator(*some).float() for some in (self.seen, self.new)]
+        threshold = threshold_of(real_logits, fake_logits, game.loss)
+        seen, new = (judged(some, fake_logits, threshold) for some in logits)
+        values["accuracy/holdout"] = new["accuracy/real"].item()
+        values["accuracy/gap"] = (seen["accuracy/real"] - new["accuracy/real"]).item()
+        values["game/value_holdout"] = new["game/value"].item()
         values |= {
             f"parameter/{name}": value.item()
             for network in (game.generator, game.discriminator)
@@ -231,6 +235,12 @@ def judged(real_logits: Tensor, fake_logits: Tensor, threshold: Tensor | float) 
         "logits/fake": fake_logits.mean(),
         "game/value": logsigmoid(real_logits - threshold).mean() + logsigmoid(threshold - fake_logits).mean(),
     }
+
+
+def _some(batch: Batch, count: int, classes: int) -> Batch:
+    """The first `count` of it, with labels only where the players take them."""
+    samples, labels = batch
+    return samples[:count], labels[:count] if classes and labels is not None else None
 
 
 def threshold_of(real_logits: Tensor, fake_logits: Tensor, loss: Loss) -> Tensor | float:

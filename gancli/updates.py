@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import backward, grad
 
-from gancli.game import Game, Scored, trained
+from gancli.game import Game, Scored
 from gancli.penalties import Penalty
 
 Draw = Callable[[int], tuple[Tensor, Tensor | None]]  # k -> the step's k-th real batch (B, *shape), labels (B,)
@@ -63,12 +63,12 @@ class Simultaneous(Update):
         loss_g, wanted = _generator_loss(game, fake.logits, real.logits)
         values, penalty = _penalties(game, real, fake, labels, step=step, progress=progress)
         outputs, seeds = _joined((real.logits, by_real), (fake.logits, by_fake), penalty)
-        weights = trained(game.discriminator)
+        weights = game.weights["discriminator"]
         if any(game.penalties[name].both_players for name in values):
-            weights += trained(game.generator)  # which only those reach: the samples are cut off from it
+            weights = weights + game.weights["generator"]  # which only those reach: the samples are cut off from it
 
         ratio = _per_sample(wanted / by_fake, images)
-        if game.discriminator.per_sample and fake.has_gradient:
+        if game.per_sample and fake.has_gradient:
             to_images = _per_sample(wanted, images) * fake.gradient().detach()
             backward(outputs, seeds, inputs=weights)
         elif self._can_rescale(game, values) and bool((ratio.abs() < self.largest_ratio).all()):
@@ -78,7 +78,7 @@ class Simultaneous(Update):
         else:
             (to_images,) = grad(fake.logits, fake.inputs, wanted, retain_graph=True)
             backward(outputs, seeds, inputs=weights)
-        backward(images, to_images, inputs=trained(game.generator))
+        backward(images, to_images, inputs=game.weights["generator"])
 
         yield Stage(
             players=("discriminator", "generator"),
@@ -90,7 +90,7 @@ class Simultaneous(Update):
 
     @staticmethod
     def _can_rescale(game: Game, active: dict[str, Tensor]) -> bool:
-        return game.discriminator.per_sample and not any(game.penalties[name].touches_fake for name in active)
+        return game.per_sample and not any(game.penalties[name].touches_fake for name in active)
 
 
 class Alternating(Update):
@@ -111,7 +111,7 @@ class Alternating(Update):
             count = step * self.discriminator_steps + k
             values, penalty = _penalties(game, real, fake, labels, step=count, progress=progress)
             outputs, seeds = _joined((real.logits, by_real), (fake.logits, by_fake), penalty)
-            backward(outputs, seeds, inputs=trained(game.discriminator))
+            backward(outputs, seeds, inputs=game.weights["discriminator"])
             yield Stage(
                 players=("discriminator",),
                 losses={"discriminator": loss_d},
@@ -126,11 +126,11 @@ class Alternating(Update):
             real_logits = game.score(samples, labels).logits if game.loss.relativistic else fake.logits
         loss_g, wanted = _generator_loss(game, fake.logits, real_logits)
         (to_images,) = grad(fake.logits, fake.inputs, wanted)
-        backward(images, to_images, inputs=trained(game.generator))
+        backward(images, to_images, inputs=game.weights["generator"])
         shared = {name: penalty for name, penalty in game.penalties.items() if penalty.both_players}
         _, penalty = _penalties(game, real, fake, labels, step=count, progress=progress, among=shared)
         if penalty is not None:
-            backward(penalty, inputs=trained(game.generator))
+            backward(penalty, inputs=game.weights["generator"])
         yield Stage(players=("generator",), losses={"generator": loss_g})
 
 
@@ -142,7 +142,7 @@ class Extragradient(Simultaneous):
     """
 
     def stages(self, game: Game, draw: Draw, *, step: int, progress: float) -> Iterator[Stage]:
-        weights: list[Tensor] = [*trained(game.discriminator), *trained(game.generator)]
+        weights: list[Tensor] = [*game.weights["discriminator"], *game.weights["generator"]]
         before = [weight.detach().clone() for weight in weights]
         yield from super().stages(game, draw, step=step, progress=progress)
         for stage in super().stages(game, draw, step=step, progress=progress):

@@ -122,7 +122,8 @@ class Watch:
                 )
             )
         if scalars.get("accuracy/gap", 0.0) >= self.gap:
-            known, new = scalars["accuracy/real"], scalars["accuracy/holdout"]
+            new = scalars["accuracy/holdout"]
+            known = new + scalars["accuracy/gap"]
             found.append(
                 Finding(
                     "overfitting",

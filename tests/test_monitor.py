@@ -6,7 +6,7 @@ import pytest
 from conftest import TINY
 from PIL import Image
 
-from gancli.monitor import Monitor, judged
+from gancli.monitor import Monitor, judged, threshold_of
 
 SCALARS = {
     "loss/discriminator", "loss/generator", "accuracy/real", "accuracy/fake", "accuracy/holdout", "game/value",
@@ -85,10 +85,11 @@ def test_a_shift_of_all_logits_means_nothing_to_a_relativistic_loss():
     from gancli.losses import NonSaturating, Relativistic
 
     real, fake = torch.tensor([3.0, 2.0, 1.5, 0.5]), torch.tensor([0.0, 1.0, 0.5, -1.0])
-    plain, moved = judged(real, fake, Relativistic()), judged(real + 9, fake + 9, Relativistic())
+    pairs = ((real, fake), (real + 9, fake + 9))
+    plain, moved = (judged(*pair, threshold_of(*pair, Relativistic())) for pair in pairs)
     assert plain["game/value"] == pytest.approx(moved["game/value"].item())
     assert moved["accuracy/real"] == 0.75 and moved["accuracy/fake"] == 0.75  # the middle is at 0.9375
-    assert judged(real + 9, fake + 9, NonSaturating())["accuracy/fake"] == 0.0
+    assert judged(*pairs[1], threshold_of(*pairs[1], NonSaturating()))["accuracy/fake"] == 0.0
 
 
 def test_at_the_saddle_point_the_value_of_the_game_is_minus_log_4():
@@ -98,4 +99,4 @@ def test_at_the_saddle_point_the_value_of_the_game_is_minus_log_4():
     from gancli.monitor import SADDLE_VALUE
 
     zero = torch.zeros(4)
-    assert judged(zero, zero, Minimax())["game/value"].item() == pytest.approx(SADDLE_VALUE)
+    assert judged(zero, zero, threshold_of(zero, zero, Minimax()))["game/value"].item() == pytest.approx(SADDLE_VALUE)

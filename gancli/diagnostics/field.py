@@ -15,7 +15,6 @@ from torch.autograd import grad
 
 from gancli.augment.base import NoAugment
 from gancli.diagnostics.base import Run
-from gancli.game import trained
 from gancli.runtime import Stream, seeded
 
 PLAYERS = ("generator", "discriminator")
@@ -36,7 +35,7 @@ class VectorField:
         self.seed = run.trainer.seed
         self.samples, self.labels = run.real(count)
         self.samples, self.noise = self.samples.double(), run.noise(len(self.samples)).double()
-        self.weights = [weight for player in PLAYERS for weight in trained(self.game.network(player))]
+        self.weights = [weight for player in PLAYERS for weight in self.game.weights[player]]
         self.size = sum(weight.numel() for weight in self.weights)
 
     def point(self) -> Tensor:

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +78,7 @@ def look(folder: Path, settings: Mapping[str, Any]) -> Path:
 def _perform(chapters: list[Chapter], folder: Path, settings: Mapping[str, Any]) -> None:
     """Trains what is not there yet, several runs at once, each in a process that serves for many."""
     experiments = {each.name: each for chapter in chapters for each in chapter.experiments()}
-    jobs = settings["jobs"] or len(
-        os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    )
+    jobs = settings["jobs"] or os.cpu_count() or 1
     log.info("%s runs, %s at once, in %s", len(experiments), jobs, folder)
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(jobs, len(experiments)), mp_context=spawn, initializer=_quiet) as pool:
@@ -89,9 +88,13 @@ def _perform(chapters: list[Chapter], folder: Path, settings: Mapping[str, Any])
         try:
             for done, future in enumerate(as_completed(waiting), start=1):
                 log.info("%s of %s: %s %s", done, len(waiting), waiting[future].name, future.result())
-        except BaseException:
+        except BrokenProcessPool:
+            raise UserError(
+                f"out={folder.parent}: a run's process was killed, for want of memory perhaps; say it again with a "
+                "smaller jobs=: what is done is not done again"
+            ) from None
+        finally:
             pool.shutdown(wait=False, cancel_futures=True)
-            raise
 
 
 def _quiet() -> None:
@@ -116,7 +119,8 @@ def _experiment(experiment: Experiment, folder: Path, length: float) -> str:
         raise UserError(f"out={folder.parent.parent}: {folder.name} there is another one; choose another out=")
     ended = "finished"
     try:
-        train.run(settings, folder=folder, overrides=words)
+        if train.run(settings, folder=folder, overrides=words):
+            raise UserError(f"{folder}: stopped by a signal; say it again, and it goes on")
     except Diverged as error:
         ended = f"ended: {str(error).splitlines()[0]}"
     else:

@@ -9,22 +9,27 @@ from gancli.diagnostics.base import drawn, figure
 from gancli.pictures import png
 
 MEASURE = ("metric=[fid,memorisation]", "reference=holdout", "count=2_000")
-_HEAD = ["FID to held-out images", "D on training images", "D on held-out images", "gap", "nearer to train", "copies"]
+_HEAD = [
+    "FID to held-out images",
+    "D: training images are real",
+    "D: held-out ones are",
+    "gap",
+    "nearer to train",
+    "copies",
+]
 
 
 def _last(run: Path) -> dict[str, float]:
-    """What the evaluation says, and how often D was right in the last tenth of the log."""
+    """What the evaluation says, and how often D took images for real in the last tenth of the log."""
     found, log = evaluated(run), rows(run, "metrics.jsonl")
     late = log[-max(1, len(log) // 10) :]
-    for name in ("accuracy/real", "accuracy/holdout"):
-        found[name] = sum(row[name] for row in late) / len(late)
-    return found
+    held, gap = (sum(row[f"accuracy/{name}"] for row in late) / len(late) for name in ("holdout", "gap"))
+    return found | {"on_train": held + gap, "on_holdout": held, "gap": gap}
 
 
 def _cells(found: dict[str, float]) -> list[str]:
-    gap = found["accuracy/real"] - found["accuracy/holdout"]
-    shown = [found.get("fid"), found["accuracy/real"], found["accuracy/holdout"], gap]
-    return [number(value) for value in (*shown, found.get("nearer_to_train"), found.get("closer_than_holdout"))]
+    shown = ("fid", "on_train", "on_holdout", "gap", "nearer_to_train", "closer_than_holdout")
+    return [number(found.get(name)) for name in shown]
 
 
 class Capacity(Chapter):
@@ -59,8 +64,8 @@ class Capacity(Chapter):
         quality.plot(self.widths, [values["fid"] for values in found.values()], "o-", color="#3b6fb6")
         quality.set(title="FID to held-out images", xscale="log", xlabel="width", yscale="log")
         for name, label, color in (
-            ("accuracy/real", "training images", "#3b6fb6"),
-            ("accuracy/holdout", "held-out images", "#c8401e"),
+            ("on_train", "training images", "#3b6fb6"),
+            ("on_holdout", "held-out images", "#c8401e"),
         ):
             players.plot(self.widths, [values[name] for values in found.values()], "o-", color=color, label=label)
         players.set(title="D says real of", xscale="log", xlabel="width", ylim=(0, 1.02))

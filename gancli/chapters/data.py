@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from gancli.chapters.base import Chapter, Experiment, Picture, Table, evaluated, number, picture, rows
-from gancli.diagnostics.base import drawn, figure
 from gancli.pictures import png
+from gancli.plots import BLUE, GREY, RED, drawn, figure
 
 MEASURE = ("metric=[fid,memorisation]", "reference=holdout", "count=2_000")
 _HEAD = [
@@ -61,17 +61,17 @@ class Capacity(Chapter):
         found = {width: _last(folder / f"capacity-{width}") for width in self.widths}
         table = Table(["width", *_HEAD], [[str(width), *_cells(values)] for width, values in found.items()])
         made, (quality, players, copies) = figure(3, width=3.8, height=3.4)
-        quality.plot(self.widths, [values["fid"] for values in found.values()], "o-", color="#3b6fb6")
+        quality.plot(self.widths, [values["fid"] for values in found.values()], "o-", color=BLUE)
         quality.set(title="FID to held-out images", xscale="log", xlabel="width", yscale="log")
         for name, label, color in (
-            ("on_train", "training images", "#3b6fb6"),
-            ("on_holdout", "held-out images", "#c8401e"),
+            ("on_train", "training images", BLUE),
+            ("on_holdout", "held-out images", RED),
         ):
             players.plot(self.widths, [values[name] for values in found.values()], "o-", color=color, label=label)
         players.set(title="D says real of", xscale="log", xlabel="width", ylim=(0, 1.02))
         players.legend(frameon=False)
-        copies.plot(self.widths, [values["nearer_to_train"] for values in found.values()], "o-", color="#3b6fb6")
-        copies.axhline(0.5, color="#8a8a8a", linestyle="--", linewidth=0.8)
+        copies.plot(self.widths, [values["nearer_to_train"] for values in found.values()], "o-", color=BLUE)
+        copies.axhline(0.5, color=GREY, linestyle="--", linewidth=0.8)
         copies.set(title="samples nearer to a training image", xscale="log", xlabel="width", ylim=(0, 1.02))
         parts: list[Table | Picture | str] = [
             Picture(png(drawn(made)), "quality, D's advantage and memorisation"),

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from gancli.chapters.base import Chapter, Experiment, Picture, Table, number, numbers, picture
-from gancli.diagnostics.base import drawn, figure
 from gancli.losses import Loss, Minimax, MinimaxLinear
 from gancli.pictures import png
+from gancli.plots import BLUE, GREY, RED, drawn, figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -100,14 +100,14 @@ def _two_games() -> Figure:
     x = torch.linspace(-14, 14, 8001, dtype=torch.float64)
     shifts = torch.linspace(-4, 4, 81, dtype=torch.float64)
     for loss, label, color in (
-        (Minimax(), "with both logarithms", "#3b6fb6"),
-        (MinimaxLinear(), "without the second", "#c8401e"),
+        (Minimax(), "with both logarithms", BLUE),
+        (MinimaxLinear(), "without the second", RED),
     ):
         best.plot(ratio, loss.optimal(ratio, torch.ones_like(ratio)), color=color, label=label)
         value.plot(shifts, [_value(loss, x, shift) for shift in shifts], color=color, label=label)
     best.set(title="best D", xlabel="p(x) / q(x)")
     value.set(title="value of the game under the best D", xlabel="shift of q against p, both N(., 1)")
-    value.axhline(-float(torch.tensor(4.0).log()), color="#8a8a8a", linestyle="--", linewidth=0.8)
+    value.axhline(-float(torch.tensor(4.0).log()), color=GREY, linestyle="--", linewidth=0.8)
     best.legend(frameon=False)
     value.legend(frameon=False)
     return picture

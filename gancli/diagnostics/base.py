@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from gancli import pictures
 from gancli.checkpoint import write_whole
+from gancli.plots import drawn
 from gancli.runtime import seeded
 
 if TYPE_CHECKING:
@@ -116,27 +117,6 @@ def _keep(run: Run, name: str, shown: Shown) -> None:
             array = drawn(shown.figure)
             pictures.write_png(folder / f"{name}.png", array)
             writer.add_image(f"theory/{name}", array, images, dataformats="HWC")
-
-
-def figure(columns: int = 1, *, width: float = 5.2, height: float = 4.0) -> tuple[Figure, list[Any]]:
-    """An empty figure and its axes, side by side; sizes in inches of one of them."""
-    from matplotlib.figure import Figure
-
-    made = Figure(figsize=(width * columns, height), layout="constrained", dpi=110)
-    axes = made.subplots(1, columns, squeeze=False)[0]
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-    return made, list(axes)
-
-
-def drawn(made: Figure) -> pictures.Array:
-    """The figure as uint8 (H, W, 3)."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    canvas = FigureCanvasAgg(made)
-    canvas.draw()
-    array: pictures.Array = np.asarray(canvas.buffer_rgba())[..., :3].copy()
-    return array
 
 
 def frozen(network: torch.nn.Module, inputs: Tensor, *, batch: int = 4096) -> Tensor:

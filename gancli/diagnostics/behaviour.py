@@ -7,7 +7,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from gancli.diagnostics.base import Diagnostic, Run, Shown, figure
+from gancli.diagnostics.base import Diagnostic, Run, Shown
+from gancli.plots import BLUE, figure
 
 Verdict = Literal["converges", "cycles", "diverges", "drifts"]
 Series = NDArray[np.float64]
@@ -53,7 +54,7 @@ class Behaviour(Diagnostic):
         names = ", ".join(name for name, each in verdicts.items() if each == worst)
         picture, axes = figure(len(known), width=3.4, height=3.0)
         for axis, (name, (images, values)) in zip(axes, known.items(), strict=True):
-            axis.plot(images, values, linewidth=0.8, color="#3b6fb6")
+            axis.plot(images, values, linewidth=0.8, color=BLUE)
             axis.set(title=f"{name}: {verdicts[name]}", xlabel="images seen")
         return Shown(
             text=f"the game {worst} (by {names}): {CURES[worst]}",

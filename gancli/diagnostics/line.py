@@ -7,17 +7,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from gancli.diagnostics.base import Diagnostic, Run, Shown, figure, frozen
+from gancli.diagnostics.base import Diagnostic, Run, Shown, frozen
 from gancli.laws import Law
 from gancli.metrics.base import Samples
 from gancli.metrics.modes import Line
+from gancli.plots import BLUE, GREY, RED, figure
 from gancli.priors import TruncatedGaussian
 from gancli.runtime import seeded
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-_BLUE, _RED, _GREY = "#3b6fb6", "#c8401e", "#8a8a8a"
 
 
 def _on_the_line(run: Run) -> bool:
@@ -79,17 +78,17 @@ class InverseTransform(Diagnostic):
 
     def _figure(self, u: Tensor, learned: Tensor, law: Law, share: Tensor, made: Tensor) -> Figure:
         picture, (noise, cdf, maps) = figure(3, width=4.2)
-        noise.plot([-0.2, 0, 1, 1.2], [0, 0, 1, 1], color=_BLUE)
+        noise.plot([-0.2, 0, 1, 1.2], [0, 0, 1, 1], color=BLUE)
         noise.set(title="CDF of the noise U", xlabel="u", ylabel="P(U <= u)")
         low, high = (float(law.inverse_cdf(torch.tensor(end, dtype=torch.float64))) for end in (0.001, 0.999))
         x = torch.linspace(low, high, 400, dtype=torch.float64)
-        cdf.plot(x, law.cdf(x), color=_BLUE, label="F")
+        cdf.plot(x, law.cdf(x), color=BLUE, label="F")
         sorted_ = made.double().sort().values[:: max(1, len(made) // 1000)]
-        cdf.plot(sorted_, torch.linspace(0, 1, len(sorted_)), color=_RED, linestyle="--", label="CDF of G(u)")
+        cdf.plot(sorted_, torch.linspace(0, 1, len(sorted_)), color=RED, linestyle="--", label="CDF of G(u)")
         cdf.set(title="CDF of X", xlabel="x", ylabel="P(X <= x)", xlim=(low, high))
         cdf.legend(frameon=False)
-        maps.plot(u, law.inverse_cdf(share), color=_BLUE, label="exact map")
-        maps.plot(u, learned, color=_RED, linestyle="--", label="learned map G")
+        maps.plot(u, law.inverse_cdf(share), color=BLUE, label="exact map")
+        maps.plot(u, learned, color=RED, linestyle="--", label="learned map G")
         maps.set(title="From U to X", xlabel="u", ylabel="x", ylim=(low, high))
         maps.legend(frameon=False)
         return picture
@@ -136,13 +135,13 @@ class OptimalDiscriminator(Diagnostic):
         weight = (p + q) * x.diff() / 2
         error = float(((learned - best).abs() * weight).nansum() / weight.sum())
         picture, (densities, players) = figure(2)
-        densities.plot(middle, p, color=_BLUE, label="p, of the data")
-        densities.plot(middle, q, color=_RED, label="q, of G(z)")
+        densities.plot(middle, p, color=BLUE, label="p, of the data")
+        densities.plot(middle, q, color=RED, label="q, of G(z)")
         densities.set(title="densities", xlabel="x", ylim=(0, 2 * float(p.max())))
         densities.legend(frameon=False)
-        players.plot(middle, best, color=_BLUE, label="best D")
-        players.plot(middle, learned, color=_RED, linestyle="--", label="learned D")
-        players.axhline(0.5, color=_GREY, linewidth=0.8)
+        players.plot(middle, best, color=BLUE, label="best D")
+        players.plot(middle, learned, color=RED, linestyle="--", label="learned D")
+        players.axhline(0.5, color=GREY, linewidth=0.8)
         players.set(title="D(x)", xlabel="x", ylim=(0, 1.02))
         players.legend(frameon=False)
         at_half = float(((best - 0.5).abs() * weight).nansum() / weight.sum())

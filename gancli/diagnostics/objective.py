@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from gancli.diagnostics.base import Diagnostic, Run, Shown, figure
+from gancli.diagnostics.base import Diagnostic, Run, Shown
 from gancli.game import looking
 from gancli.monitor import SADDLE_VALUE, judged, threshold_of
+from gancli.plots import BLUE, GREEN, GREY, RED, figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-_BLUE, _RED, _GREY = "#3b6fb6", "#c8401e", "#8a8a8a"
 
 
 class Objective(Diagnostic):
@@ -66,20 +65,20 @@ class Objective(Diagnostic):
     def _figure(self, run: Run) -> Figure:
         picture, (value, accuracy) = figure(2)
         for name, label, color in (
-            ("game/value", "training data", _BLUE),
-            ("game/value_holdout", "held-out data", _RED),
+            ("game/value", "training data", BLUE),
+            ("game/value_holdout", "held-out data", RED),
         ):
             value.plot(*run.series(name), color=color, label=label, linewidth=1)
-        value.axhline(SADDLE_VALUE, color=_GREY, linestyle="--", label="-log 4")
+        value.axhline(SADDLE_VALUE, color=GREY, linestyle="--", label="-log 4")
         value.set(title="M = E log D(x) + E log(1 - D(G(z)))", xlabel="images seen")
         value.legend(frameon=False)
         for name, label, color in (
-            ("accuracy/real", "training data", _BLUE),
-            ("accuracy/holdout", "held-out data", _RED),
-            ("accuracy/fake", "generated", "#5a9a4a"),
+            ("accuracy/real", "training data", BLUE),
+            ("accuracy/holdout", "held-out data", RED),
+            ("accuracy/fake", "generated", GREEN),
         ):
             accuracy.plot(*run.series(name), color=color, label=label, linewidth=1)
-        accuracy.axhline(0.5, color=_GREY, linestyle="--")
+        accuracy.axhline(0.5, color=GREY, linestyle="--")
         accuracy.set(title="D is right on", xlabel="images seen", ylim=(-0.02, 1.02))
         accuracy.legend(frameon=False)
         return picture

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from gancli.checkpoint import Unreadable, read
-from gancli.diagnostics.base import Diagnostic, Run, Shown, figure
+from gancli.diagnostics.base import Diagnostic, Run, Shown
 from gancli.diagnostics.field import PLAYERS, VectorField
 from gancli.networks.dirac import DiracDiscriminator, DiracGenerator
-
-_BLUE, _RED, _GREY = "#3b6fb6", "#c8401e", "#8a8a8a"
+from gancli.plots import BLUE, GREY, PALE, RED, figure
 
 
 class PhasePlane(Diagnostic):
@@ -45,10 +44,10 @@ class PhasePlane(Diagnostic):
             arrows.append(field.at_point().detach())
         u, v = torch.stack(arrows).view(17, 17, 2).unbind(2)
         picture, (axis,) = figure(height=5.0)
-        axis.quiver(line, line, u.T, v.T, color="#b0b8c4", angles="xy")
-        axis.plot(theta, psi, color=_BLUE, linewidth=0.9)
-        axis.plot(theta[:1], psi[:1], "o", color=_BLUE, label="start")
-        axis.plot(theta[-1:], psi[-1:], "s", color=_RED, label="end")
+        axis.quiver(line, line, u.T, v.T, color=PALE, angles="xy")
+        axis.plot(theta, psi, color=BLUE, linewidth=0.9)
+        axis.plot(theta[:1], psi[:1], "o", color=BLUE, label="start")
+        axis.plot(theta[-1:], psi[-1:], "s", color=RED, label="end")
         axis.plot([0], [0], "+", color="black", markersize=12, label="equilibrium")
         axis.set(xlabel="θ, of the generator", ylabel="ψ, of the discriminator", aspect="equal")
         axis.legend(frameon=False, loc="upper right")
@@ -86,9 +85,9 @@ class Eigenvalues(Diagnostic):
             f"{turning:.3g} ({'the game turns' if turn > 0.5 else 'it pulls more than it turns'})"
         )
         picture, (axis,) = figure()
-        axis.axvline(0, color=_GREY, linewidth=0.8)
-        axis.axhline(0, color=_GREY, linewidth=0.8)
-        axis.plot(found.real, found.imag, "o", color=_BLUE, markersize=4)
+        axis.axvline(0, color=GREY, linewidth=0.8)
+        axis.axhline(0, color=GREY, linewidth=0.8)
+        axis.plot(found.real, found.imag, "o", color=BLUE, markersize=4)
         axis.set(xlabel="real part: attraction on the left", ylabel="imaginary part: rotation")
         return Shown(text=text, numbers=numbers, figure=picture)
 
@@ -132,10 +131,10 @@ class PathAngle(Diagnostic):
         text += f"; a bump of {turns:.2f} tells of rotation" if turns > 0.1 else ""
         picture, (angle, norm) = figure(2)
         for axis, values, title in ((angle, cosines, "cosine"), (norm, norms, "norm of the field")):
-            axis.plot(share, values, color=_BLUE)
-            axis.axvline(1, color=_RED, linestyle="--", linewidth=0.9)
+            axis.plot(share, values, color=BLUE)
+            axis.axvline(1, color=RED, linestyle="--", linewidth=0.9)
             axis.set(title=title, xlabel="share of the way; 1 is the newest checkpoint")
-        angle.axhline(0, color=_GREY, linewidth=0.8)
+        angle.axhline(0, color=GREY, linewidth=0.8)
         return Shown(text=text, numbers=numbers, figure=picture)
 
 

@@ -98,7 +98,7 @@ class SaddlePoint(Chapter):
 
     @staticmethod
     def _closed_form(folder: Path) -> Table:
-        """-gamma/2 ± sqrt(gamma^2/4 - f'(0)^2), f'(0) = 1/2 (Mescheder et al., 2018, lemmas 2.3 and 3.? of R1)."""
+        """-gamma/2 ± sqrt(gamma^2/4 - f'(0)^2), f'(0) = 1/2 (Mescheder et al., ICML 2018, section 3)."""
         lines = []
         for name, gamma in {"minimax": 0.0, "r1": 0.5}.items():
             found = numbers(folder / f"equilibrium-{name}", "eigenvalues")

@@ -47,7 +47,7 @@ def ring(*, width, loss=None, penalties=None):
 @pytest.mark.parametrize("gamma", [0.0, 0.3, 1.5])
 @pytest.mark.parametrize("penalty", [R1, R2])
 def test_eigenvalues_at_the_dirac_gans_equilibrium_are_those_of_the_closed_form(loss, gamma, penalty):
-    """-gamma/2 +- sqrt(gamma^2/4 - f'(0)^2) with f'(0) = 1/2 (Mescheder et al., ICML 2018, appendix D)."""
+    """-gamma/2 +- sqrt(gamma^2/4 - f'(0)^2) with f'(0) = 1/2 (Mescheder et al., ICML 2018, section 3)."""
     field = dirac(loss=loss(), penalties={"p": penalty(weight=gamma)} if gamma else {})
     found = np.sort_complex(field.eigenvalues(2))
     root = np.sqrt(gamma**2 / 4 - 0.25 + 0j)

@@ -8,6 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores; torch has not been imported yet
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 TINY = [
     "device=cpu",
     "network.generator.channels=8",

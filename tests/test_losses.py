@@ -28,6 +28,13 @@ FORMULAS: dict[str, tuple[Formula, Formula, Formula, Formula, Formula]] = {
         lambda r, f: sigmoid(f),
         lambda r, f: -sigmoid(f),
     ),
+    "MinimaxLinear": (
+        lambda r, f: -np.log(sigmoid(r)) - (1 - sigmoid(f)),
+        lambda r, f: 1 - sigmoid(f),
+        lambda r, f: sigmoid(r) - 1,
+        lambda r, f: sigmoid(f) * (1 - sigmoid(f)),
+        lambda r, f: -sigmoid(f) * (1 - sigmoid(f)),
+    ),
     "NonSaturating": (
         lambda r, f: -np.log(sigmoid(r)) - np.log(1 - sigmoid(f)),
         lambda r, f: -np.log(sigmoid(f)),
@@ -152,6 +159,9 @@ def test_threshold_is_what_the_best_discriminator_says_of_samples_it_cannot_tell
     if loss.threshold is None:  # only differences of logits mean something
         shifted = loss.discriminator(same + 5, same.flip(0) + 5)
         assert torch.allclose(shifted, loss.discriminator(same, same.flip(0)))
+        return
+    if name == "MinimaxLinear":  # the best D is min(1, p/q), and says 1 of them: no finite logit is enough
+        assert (loss.discriminator(same, same).diff() < 0).all()
         return
     at_threshold = torch.full((1,), loss.threshold, dtype=torch.float64)
     best = loss.discriminator(at_threshold, at_threshold)

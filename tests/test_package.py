@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 import zipfile
@@ -61,7 +62,7 @@ def test_every_gancli_command_of_the_readme_composes(cli):
     commands = [line for line in readme_commands() if line.startswith("gancli ")]
     assert len(commands) >= 8
     for line in commands:
-        words = re.split(r"\s+#", line)[0].split()[1:]
+        words = shlex.split(line, comments=True)[1:]
         if any(word.startswith(("--config-dir", "resume=")) for word in words):
             continue  # these need a folder that the text makes up; tests of their own run them
         if "-m" in words:  # a sweep's first job

@@ -13,6 +13,7 @@ from gancli import config
 from gancli.augment.ada import ADA
 from gancli.augment.base import Augment, NoAugment
 from gancli.augment.diffaugment import DiffAugment
+from gancli.augment.instance_noise import InstanceNoise
 from gancli.augment.sampling import _adjoint_by_torch, _adjoint_in_order, sample
 from gancli.config import build, config_dir
 from gancli.runtime import seeded
@@ -562,6 +563,7 @@ def test_the_yaml_choices_are_built() -> None:
         "none": NoAugment,
         "diffaugment": DiffAugment,
         "ada": ADA,
+        "instance_noise": InstanceNoise,
     }
     assert vars(found["diffaugment"]) == vars(soft())
     assert vars(found["ada"]) == vars(ada(EVERY[:-1]))

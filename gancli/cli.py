@@ -6,9 +6,11 @@ import contextlib
 import logging
 import os
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 from gancli import __version__
+from gancli.launch import place
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -19,6 +21,10 @@ COMMANDS = {
     "evaluate": "measure the samples of a run, or one folder of images against another",
     "theory": "show what the theory says: of one run, or in experiments and a report of their own",
 }
+QUIET = [  # of a process that is not the first: it leaves no folder and no log
+    *("hydra.run.dir=.", "hydra.sweep.dir=.", "hydra.sweep.subdir=.", "hydra.output_subdir=null"),
+    *("hydra/job_logging=disabled", "hydra/hydra_logging=disabled"),
+]
 USAGE = """gancli {version}: train generative adversarial networks from composed YAML
 
 usage: gancli COMMAND [group=choice …] [key=value …]
@@ -121,7 +127,8 @@ def _hydra(command: str, overrides: list[str]) -> None:
 
     from gancli.config import config_dir
 
-    sys.argv = [f"gancli {command}", *overrides]
+    quiet = [] if place().first else QUIET
+    sys.argv = [f"gancli {command}", *overrides, *quiet]
     task = {"train": train, "sample": sample, "evaluate": evaluate, "theory": theory}[command]
     hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=command)(task)()
 
@@ -158,6 +165,12 @@ def _guarded(command: str, cfg: DictConfig) -> None:
             from gancli.evaluate import run as evaluate_run
 
             evaluate_run(settings)
+    except RuntimeError as error:
+        if place().alone or not _connection(error):
+            raise
+        if _first_to_tell():
+            print("gancli: error: another process of this run ended without a word; was it killed?", file=sys.stderr)
+        sys.exit(1)
     except (UserError, Diverged, OSError) as error:
         if hydra.mode == RunMode.MULTIRUN:  # the other jobs of a sweep still run; the first failure is told again
             logging.getLogger(__name__).error("this job failed: %s", error)
@@ -169,11 +182,19 @@ def _ended(error: Exception) -> int:
     """Tells an expected ending and returns its exit status."""
     from gancli.errors import Collapsed, Diverged
 
-    if isinstance(error, Diverged):
-        word = "collapsed" if isinstance(error, Collapsed) else "diverged"
-        print(f"gancli: {word}: {error}", file=sys.stderr)
-        return 1
-    return _refuse(_worded(error) if isinstance(error, OSError) else str(error))
+    diverged = isinstance(error, Diverged)
+    word = "collapsed" if isinstance(error, Collapsed) else "diverged" if diverged else "error"
+    if _first_to_tell():
+        where = "" if place().first or not isinstance(error, OSError) else f"process {place().rank}: "
+        text = _worded(error) if isinstance(error, OSError) else str(error)
+        print(f"gancli: {word}: {where}{text}", file=sys.stderr)
+    return 1 if diverged else 2
+
+
+def _first_to_tell() -> bool:
+    """Whether no other process of this run has told of an error; the others end because of it, or of the same."""
+    distributed = sys.modules.get("gancli.distributed")
+    return place().first if distributed is None else distributed.first_to_fail()
 
 
 def _resumed(overrides: list[str]) -> list[str]:
@@ -220,6 +241,16 @@ def _worded(error: OSError) -> str:
     return f"{where}{error.strerror or error}; nothing that was saved before is lost"
 
 
+def _connection(error: RuntimeError) -> bool:
+    """Whether a message between processes did not come through."""
+    import torch.distributed as dist
+
+    return isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "onnection", "NCCL"))
+
+
 def _refuse(text: str) -> int:
+    if not place().first:  # what is wrong with a command line is wrong with everybody's: time for the first to say so
+        time.sleep(10)  # its end ends this process too
+        return 2
     print(f"gancli: error: {text}", file=sys.stderr)
     return 2

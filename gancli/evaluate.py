@@ -101,14 +101,17 @@ def _run(folder: Path, trained: dict[str, Any], settings: Mapping[str, Any], run
         labels = evaluator.labels(settings["count"]) if generator.num_classes else None
         made = generated(generator, runtime, noise, labels, batch_size=settings["batch_size"])
         samples = evaluator.samples(made, labels)
+        if not runtime.team.first:
+            continue
         about = {name: settings[name] for name in ("weights", "seed")} | {"samples": len(samples), "by": "evaluate"}
         about |= {"checkpoint": file.name, "images": state["images"], "seconds": state["seconds"]}
         values = evaluator(samples)
         rows.append(row_for(f"{folder.name} {file.stem}", values, {**evaluator.protocol(), **about}))
         if "memorisation" in evaluator.metrics:
             _sheet(folder / "samples" / f"neighbours-{file.stem}.png", samples, evaluator)
-    record(folder, [row for row in rows if row["samples"] != "real"])
-    _show(folder, rows)
+    if runtime.team.first:
+        record(folder, [row for row in rows if row["samples"] != "real"])
+        _show(folder, rows)
     return rows
 
 

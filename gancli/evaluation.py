@@ -6,11 +6,11 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
+from torch import Tensor
 
 from gancli.checkpoint import write_whole
 from gancli.datasets.base import Dataset
@@ -18,7 +18,7 @@ from gancli.errors import Collapsed
 from gancli.game import looking
 from gancli.metrics import evaluator as evaluators
 from gancli.metrics.base import Samples
-from gancli.runtime import seeded
+from gancli.runtime import Runtime, seeded
 from gancli.watch import Watch
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Evaluation:
         metric: Mapping[str, Any],
         dataset: Dataset,
         labelled: bool,
-        device: torch.device,
+        runtime: Runtime,
         watch: Watch,
         every: int | None = 100_000,
         count: int = 2_000,
@@ -55,13 +55,14 @@ class Evaluation:
             if value is not None and value < 2:
                 raise ValueError(f"{name}={value}: at least 2")
         self.file, self.every, self.count, self.watch = Path(folder) / FILE, every, count, watch
+        self.team = runtime.team
         self.evaluator = None
         if every is not None:
             self.evaluator = evaluators.assemble(
                 metric,
                 dataset,
                 labelled=labelled,
-                device=device,
+                device=runtime.device,
                 cache=Path(cache).expanduser(),
                 reference_count=reference_count,
             )
@@ -81,8 +82,14 @@ class Evaluation:
     def look(self, trainer: Trainer) -> None:
         """Evaluates, keeps the best, and acts on what the watch finds. Raises Collapsed."""
         began = time.monotonic()
-        assert self.evaluator is not None
         samples = self._samples(trainer)
+        bad, self.healthy = self.team.said(lambda: (self._judged(trainer, samples, began), self.healthy))
+        if bad is not None:
+            trainer.recover(Collapsed(f"after {trainer.images:,} images: {bad}"), up_to=self.healthy)
+
+    def _judged(self, trainer: Trainer, samples: Samples, began: float) -> str | None:
+        """Measures, writes and warns; returns what is bad enough to act on."""
+        assert self.evaluator is not None
         values = self.evaluator(samples) | {"diversity": variance(samples) / variance(self.evaluator.real)}
         name, better = self.evaluator.best
         shares = self.evaluator.dataset.mode_shares
@@ -103,8 +110,7 @@ class Evaluation:
         self._write(trainer, values)
         for finding in findings:
             log.warning("after %s images: %s", f"{trainer.images:,}", finding.text)
-        if serious and self.watch.action != "warn":
-            trainer.recover(Collapsed(f"after {trainer.images:,} images: {serious[0].text}"), up_to=self.healthy)
+        return serious[0].text if serious and self.watch.action != "warn" else None
 
     def _samples(self, trainer: Trainer) -> Samples:
         assert self.evaluator is not None
@@ -112,13 +118,12 @@ class Evaluation:
         noise = game.prior.sample(self.count, seeded(trainer.seed, "evaluation"))
         labels = self.evaluator.labels(self.count) if game.generator.num_classes else None
 
-        def batches() -> Iterator[torch.Tensor]:
-            for rows in torch.arange(self.count).split(_BATCH):
-                chosen = None if labels is None else labels[rows].to(game.stream.device)
-                yield ema(noise[rows].to(game.stream.device), chosen)
+        def made(rows: Tensor) -> Tensor:
+            chosen = None if labels is None else labels[rows].to(game.stream.device)
+            return ema(noise[rows].to(game.stream.device), chosen)  # type: ignore[no-any-return]
 
         with looking(ema), game.autocast():
-            return self.evaluator.samples(batches(), labels)
+            return self.evaluator.samples(self.team.share_out(self.count, _BATCH, made), labels)
 
     def _write(self, trainer: Trainer, values: Mapping[str, float]) -> None:
         assert self.evaluator is not None

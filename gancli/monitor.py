@@ -38,6 +38,28 @@ SADDLE_VALUE = -math.log(4.0)  # of the game where D is right half of the time (
 Record = Mapping[str, Tensor | float]
 
 
+class Silent:
+    """The monitor of a process that is not the first: it watches nothing and writes nothing."""
+
+    def __init__(self) -> None:
+        self.latest: dict[str, float] = {}
+
+    def begin(self, trainer: Trainer) -> None:
+        """Nothing."""
+
+    def watch(self, trainer: Trainer, record: Record) -> None:
+        """Nothing."""
+
+    def end(self, trainer: Trainer) -> None:
+        """Nothing."""
+
+    def rewind(self, trainer: Trainer) -> None:
+        """Nothing."""
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+
 class Monitor:
     """Writes scalars every `every` images and pictures every `pictures` images; the x axis is images seen.
 

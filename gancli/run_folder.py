@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from gancli import __version__, config
+from gancli import __version__, config, launch
 from gancli.checkpoint import write_whole
 from gancli.errors import UserError
 
@@ -50,6 +50,8 @@ def continued(folder: Path, settings: Mapping[str, Any], *, overrides: list[str]
     resume, settings = str(settings["resume"]), dict(settings)
     if not (folder / "config.yaml").exists():
         return settings, False
+    if resume == "never" and launch.restarted():
+        resume = "auto"  # the scheduler says the same line again
     if resume == "never":
         raise UserError(f"{folder} holds a run already; resume=auto continues it, or choose another hydra.run.dir")
     if resume == "auto":

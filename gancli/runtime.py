@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gancli import distributed
 from gancli.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -28,18 +29,18 @@ def seeded(*key: int | str) -> torch.Generator:
 class Stream:
     """Random numbers that belong to the samples of the global batch, not to a process.
 
-    Every rank draws for the whole batch from the same generator and keeps its own slice, so that one
-    process or several train the same run. Drawn on the CPU, so that a run may change its device.
+    Whoever computes a part of the batch draws for all of it from the same generator and keeps its own slice,
+    so that one process or several train the same run. Drawn on the CPU, so that a run may change its device.
     """
 
-    def __init__(self, generator: torch.Generator, *, device: torch.device, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(self, generator: torch.Generator, *, device: torch.device, part: int = 0, parts: int = 1) -> None:
         self.generator, self.device = generator, device
-        self.rank, self.world_size = rank, world_size
+        self.part, self.parts = part, parts
 
     def take(self, draw: Callable[[int, torch.Generator], Tensor], count: int) -> Tensor:
-        """`draw(n, rng) -> (n, ...)` for the global batch; returns this rank's (count, ...)."""
-        drawn = draw(count * self.world_size, self.generator)
-        return drawn[self.rank * count : (self.rank + 1) * count].to(self.device, non_blocking=True)
+        """`draw(n, rng) -> (n, ...)` for the global batch; returns the (count, ...) of this part."""
+        drawn = draw(count * self.parts, self.generator)
+        return drawn[self.part * count : (self.part + 1) * count].to(self.device, non_blocking=True)
 
 
 class Runtime:
@@ -49,9 +50,6 @@ class Runtime:
     float32); bf16 (autocast, parameters stay float32). threads: CPU threads, None for torch's choice.
     Raises UserError where the device or the precision is not to be had.
     """
-
-    rank = 0
-    world_size = 1
 
     def __init__(
         self,
@@ -65,7 +63,12 @@ class Runtime:
             raise UserError("device=cuda: no CUDA device is visible here; use device=auto or device=cpu")
         if threads is not None and threads < 1:
             raise ValueError(f"threads={threads}: at least 1, or null for torch's own choice")
-        self.device = torch.device("cuda" if kind != "cpu" and torch.cuda.is_available() else "cpu")
+        self.team = distributed.team()
+        self.device = torch.device("cpu")
+        if kind != "cpu" and torch.cuda.is_available():
+            # Slurm may show a task its own device only, torchrun shows all of them to all.
+            self.device = torch.device("cuda", self.team.local_rank % torch.cuda.device_count())
+            torch.cuda.set_device(self.device)
         self.precision, self.channels_last = precision, channels_last
         if threads is not None:
             torch.set_num_threads(threads)
@@ -78,7 +81,8 @@ class Runtime:
 
     def __str__(self) -> str:
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
-        return f"{name}, {torch.get_num_threads()} threads, {self.precision}"
+        several = "" if self.team.alone else f", {self.team.size} processes"
+        return f"{name}, {torch.get_num_threads()} threads, {self.precision}{several}"
 
     def seed(self, seed: int) -> None:
         """Seeds what initialises the networks and anything that draws from global generators."""
@@ -88,7 +92,7 @@ class Runtime:
 
     def stream(self, seed: int) -> Stream:
         """The stream of the run's noise."""
-        return Stream(seeded(seed, "noise"), device=self.device, rank=self.rank, world_size=self.world_size)
+        return Stream(seeded(seed, "noise"), device=self.device)
 
     def place(self, network: Network) -> Network:
         """The network on the device, convolution weights in channels_last where asked for."""

@@ -65,6 +65,9 @@ def run(settings: dict[str, Any]) -> Path:
     if settings["format"] == "gif":
         noise, labels = _walk(prior, noise, labels)
     batches = generated(generator, runtime, noise, labels, batch_size=settings["batch_size"])
+    if not runtime.team.first:
+        list(batches)  # its share of them
+        return out
     _WRITERS[settings["format"]](out, batches, noise, labels, points)
     log.info("%s samples from %s: %s", len(noise), file.name, out)
     return out
@@ -80,20 +83,18 @@ def noise_rows(prior: Prior, count: int, *, seed: int, truncation: float | None 
 def generated(
     generator: Any, runtime: Runtime, noise: Tensor, labels: Tensor | None, *, batch_size: int
 ) -> Iterator[Tensor]:
-    """Samples on the CPU, batch by batch.
+    """Samples on the CPU, batch by batch, made by all processes together."""
 
-    Every batch is computed at full size, its last one filled up, so that a sample's place among the
-    others cannot change its rounding.
-    """
-    with tqdm(total=len(noise), unit="img", disable=None) as bar, looking(generator):
-        for start in range(0, len(noise), batch_size):
-            rows = torch.arange(start, start + batch_size).clamp(max=len(noise) - 1)
-            chosen = None if labels is None else labels[rows].to(runtime.device)
-            with runtime.autocast():
-                made = generator(noise[rows].to(runtime.device), chosen)
-            kept = min(batch_size, len(noise) - start)
-            bar.update(kept)
-            yield made[:kept].float().cpu()
+    def made(rows: Tensor) -> Tensor:
+        chosen = None if labels is None else labels[rows].to(runtime.device)
+        with runtime.autocast():
+            return generator(noise[rows].to(runtime.device), chosen).float()  # type: ignore[no-any-return]
+
+    quiet = None if runtime.team.first else True
+    with tqdm(total=len(noise), unit="img", disable=quiet) as bar, looking(generator):
+        for samples in runtime.team.share_out(len(noise), batch_size, made):
+            bar.update(len(samples))
+            yield samples.cpu()
 
 
 def generator_of(trained: dict[str, Any], state: dict[str, Any], prior: Prior, *, which: str, file: Path) -> Any:

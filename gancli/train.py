@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from gancli import config, run_folder
+from gancli import config, distributed, run_folder
 from gancli.config import build
 from gancli.diagnostics.base import Diagnostic, Run, diagnose
 from gancli.errors import UserError
 from gancli.game import Game
+from gancli.monitor import Silent
 from gancli.networks.packed import Packed, packed_shape
 from gancli.optimizers import ScheduledOptimizer
 from gancli.trainer import PLAYERS, Trainer
@@ -27,18 +30,24 @@ def run(settings: dict[str, Any], *, folder: Path, overrides: list[str]) -> int:
 
     Raises UserError, Diverged, OSError.
     """
-    with run_folder.locked(folder):
-        settings, resuming = run_folder.continued(folder, settings, overrides=overrides)
+    team = distributed.team()
+    folder = team.said(folder.resolve)
+    with run_folder.locked(folder) if team.first else nullcontext():
+        settings, resuming = team.said(lambda: run_folder.continued(folder, settings, overrides=overrides))
         config.check(settings, PLAIN)
         trainer = assemble(settings, folder=folder)
         if resuming:
             resume(trainer, folder)
-        run_folder.describe(folder, settings, overrides=overrides)  # anew for a run that goes on: it may be longer
+        team.wait()
+        if team.first:  # anew for a run that goes on: it may be longer
+            run_folder.describe(folder, settings, overrides=overrides)
         trainer.fit()
-        if trainer.stopped_by is None:
-            diagnose(Run(folder, trainer), diagnostics(settings["diagnostic"]))
-        summarise(trainer, folder)
-        return trainer.stopped_by or 0
+        if team.first:
+            with distributed.apart():
+                if trainer.stopped_by is None:
+                    diagnose(Run(folder, trainer), diagnostics(settings["diagnostic"]))
+                summarise(trainer, folder)
+        return trainer.stopped_by if isinstance(trainer.stopped_by, signal.Signals) else 0
 
 
 def diagnostics(node: Mapping[str, Any]) -> dict[str, Diagnostic]:
@@ -51,7 +60,8 @@ def assemble(settings: Mapping[str, Any], *, folder: Path) -> Trainer:
     seed = settings["seed"]
     runtime = build(settings["device"], key="device")
     runtime.seed(seed)
-    dataset = build(settings["dataset"], key="dataset").to(runtime.device)
+    with runtime.team.first_first():
+        dataset = build(settings["dataset"], key="dataset").to(runtime.device)
     if settings["conditional"] and not dataset.num_classes:
         raise UserError(
             "conditional=true: this data set has no labels; use conditional=false, or dataset.labels=true for a folder"
@@ -82,6 +92,17 @@ def assemble(settings: Mapping[str, Any], *, folder: Path) -> Trainer:
         "data: %s %s, %s", settings["dataset"]["_target_"].rpartition(".")[2], dataset.shape, _amount(len(dataset))
     )
     log.info("parameters: generator %s, discriminator %s", _count(generator), _count(discriminator))
+    with runtime.team.first_first():
+        evaluation = build(
+            settings["evaluation"],
+            folder,
+            key="evaluation",
+            metric=settings["metric"],
+            dataset=dataset,
+            labelled=settings["conditional"],
+            runtime=runtime,
+            watch=build(settings["watch"], key="watch"),
+        )
     return build(  # type: ignore[no-any-return]
         settings["train"],
         key="train",
@@ -91,17 +112,9 @@ def assemble(settings: Mapping[str, Any], *, folder: Path) -> Trainer:
         ema=build(settings["ema"], generator, key="ema"),
         dataset=dataset,
         checkpoints=build(settings["checkpoint"], folder / "checkpoints", key="checkpoint"),
-        monitor=build(settings["log"], folder, key="log", settings=settings),
-        evaluation=build(
-            settings["evaluation"],
-            folder,
-            key="evaluation",
-            metric=settings["metric"],
-            dataset=dataset,
-            labelled=settings["conditional"],
-            device=runtime.device,
-            watch=build(settings["watch"], key="watch"),
-        ),
+        monitor=build(settings["log"], folder, key="log", settings=settings) if runtime.team.first else Silent(),
+        evaluation=evaluation,
+        team=runtime.team,
         seed=seed,
     )
 
@@ -153,7 +166,7 @@ def summarise(trainer: Trainer, folder: Path) -> None:
     """Says where everything is and what to type next."""
     latest = trainer.monitor.latest
     finished = trainer.stopped_by is None
-    how = "finished" if finished else f"stopped by {trainer.stopped_by.name}"  # type: ignore[union-attr]
+    how = "finished" if finished else f"stopped by {getattr(trainer.stopped_by, 'name', trainer.stopped_by)}"
     log.info("%s: %s images in %.0f s", how, f"{trainer.images:,}", trainer.seconds)
     if "game/value" in latest:
         log.info("value of the game %.3f (saddle point: -log 4 = -1.386)", latest["game/value"])

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-import signal
 import time
-from types import FrameType
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from gancli import parallel
 from gancli.checkpoint import Checkpoints
 from gancli.datasets.base import Dataset
 from gancli.ema import EMA
@@ -20,7 +20,13 @@ from gancli.game import Game
 from gancli.monitor import Monitor, threshold_of
 from gancli.optimizers import ScheduledOptimizer
 from gancli.runtime import random_state, set_random_state
+from gancli.signals import Signals
 from gancli.updates import Stage, Update
+
+if TYPE_CHECKING:
+    import signal
+
+    from gancli.distributed import Team
 
 log = logging.getLogger(__name__)
 PLAYERS = ("generator", "discriminator")
@@ -29,7 +35,9 @@ PLAYERS = ("generator", "discriminator")
 class Trainer:
     """Plays `game` until `images` real images were seen or `minutes` have passed, whichever is first.
 
-    images, minutes: either may be None, not both. batch_size: over all processes.
+    images, minutes: either may be None, not both. max_time: minutes of this start, after which the run saves and
+    stops, to be resumed. batch_size: over all processes. accumulate: micro-batches that each process takes its
+    part of a batch in, one after the other, for want of memory. Raises ValueError.
     """
 
     def __init__(
@@ -43,29 +51,43 @@ class Trainer:
         checkpoints: Checkpoints,
         monitor: Monitor,
         evaluation: Evaluation,
+        team: Team,
         seed: int,
         batch_size: int = 128,
+        accumulate: int = 1,
         images: int | None = None,
         minutes: float | None = None,
+        max_time: float | None = None,
     ) -> None:
         if images is None and minutes is None:
             raise ValueError("images=null, minutes=null: one of them must say when to stop")
         if images is not None and images < 1:
             raise ValueError(f"images={images}: at least 1")
-        if minutes is not None and minutes <= 0:
-            raise ValueError(f"minutes={minutes}: a time above 0")
+        for name, value in {"minutes": minutes, "max_time": max_time}.items():
+            if value is not None and value <= 0:
+                raise ValueError(f"{name}={value}: a time above 0")
+        if accumulate < 1:
+            raise ValueError(f"accumulate={accumulate}: at least 1")
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: at least 1")
         if batch_size > len(dataset):
             raise ValueError(f"batch_size={batch_size}: larger than the data set of {len(dataset)}; make it smaller")
+        parts = team.size * accumulate
+        if batch_size % parts:
+            raise ValueError(
+                f"batch_size={batch_size}: does not divide by {team.size} processes times accumulate={accumulate}"
+            )
+        if parts > 1:
+            update.check_parts(game)
         self.game, self.update, self.optimizers, self.ema = game, update, optimizers, ema
         self.dataset, self.checkpoints = dataset, checkpoints
-        self.monitor, self.evaluation = monitor, evaluation
+        self.monitor, self.evaluation, self.team = monitor, evaluation, team
+        self.accumulate, self.max_time = accumulate, max_time
         self.seed, self.batch_size, self.length, self.minutes = seed, batch_size, images, minutes
         self.step_images = batch_size * update.discriminator_steps
         self.step = 0
         self.seconds = 0.0  # of training, over all the starts of the run
-        self.stopped_by: signal.Signals | None = None
+        self.stopped_by: signal.Signals | str | None = None
 
     @property
     def images(self) -> int:
@@ -84,34 +106,37 @@ class Trainer:
         self.saved = -1 if self.step == 0 else self.images
         self.monitor.begin(self)
         self.evaluation.rewind(self.images)
-        handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        began = time.monotonic() - self.seconds
+        already = self.seconds
+        began = time.monotonic() - already
         try:
-            while self.progress < 1.0 and self.stopped_by is None:
-                before = self.images
-                try:
-                    record = self.train_step()
-                except Diverged as error:
-                    self.recover(error, up_to=before)
-                    continue
-                self.seconds = time.monotonic() - began
-                self.monitor.watch(self, record)
-                if self.evaluation.due(self):
-                    self.evaluation.look(self)
-                if self.images // self.checkpoints.every > before // self.checkpoints.every:
+            with Signals() as signals:
+                while self.progress < 1.0 and self.stopped_by is None:
+                    before = self.images
+                    try:
+                        record = self.train_step()
+                    except Diverged as error:
+                        self.recover(error, up_to=before)
+                        continue
+                    self.seconds, heard = signals.agreed(self.team, time.monotonic() - began)
+                    self.monitor.watch(self, record)
+                    if self.evaluation.due(self):
+                        self.evaluation.look(self)
+                    if heard.save or self.images // self.checkpoints.every > before // self.checkpoints.every:
+                        self.save()
+                    late = self.max_time is not None and self.seconds - already >= 60 * self.max_time
+                    self.stopped_by = heard.stop or ("train.max_time" if late else None)
+                    if heard.requeue:
+                        signals.requeue(self.team)
+                if self.saved != self.images:
                     self.save()
-            if self.saved != self.images:
-                self.save()
         finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
             self.monitor.end(self)
 
     def train_step(self) -> dict[str, Tensor | float]:
         """One step of the game: gradients, guard, update, average. Returns what there is to log."""
         progress, record = self.progress, dict[str, Any]()
         self.game.augment.prepare(progress)
-        for stage in self.update.stages(self.game, self._draw, step=self.step, progress=progress):
+        for stage in self._stages(progress):
             record |= self._guard(stage)
             for player in stage.players:
                 self.optimizers[player].step(progress)
@@ -119,14 +144,17 @@ class Trainer:
         self.step += 1
         return record
 
-    def _draw(self, k: int) -> tuple[Tensor, Tensor | None]:
-        stream = self.game.stream
+    def _stages(self, progress: float) -> Iterator[Stage]:
+        how = {"accumulate": self.accumulate, "step": self.step, "progress": progress}
+        return parallel.stages(self.update, self.game, self._draw, self.team, **how)
+
+    def _draw(self, part: int, k: int) -> tuple[Tensor, Tensor | None]:
         samples, labels = self.dataset.batch(
             self.step * self.update.discriminator_steps + k,
             size=self.batch_size,
             seed=self.seed,
-            rank=stream.rank,
-            world_size=stream.world_size,
+            rank=part,
+            world_size=self.game.stream.parts,
         )
         return samples, labels if self.game.generator.num_classes else None
 
@@ -160,16 +188,13 @@ class Trainer:
             "a larger penalty weight (penalty.r1.weight), another loss, or device.precision=float32"
         )
 
-    def _stop(self, number: int, frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)
-        self.stopped_by = signal.Signals(number)
-
     def recover(self, error: Diverged, *, up_to: int) -> None:
         """Back to the newest checkpoint after at most `up_to` images, with lower learning rates.
 
         Raises `error` where the watch was not told to do so, did it too often, or has no checkpoint.
         """
         watch, rollbacks = self.evaluation.watch, self.evaluation.rollbacks
+        self.team.wait()  # until the first process has written all that it was to write
         state = self.checkpoints.newest(up_to=up_to) if watch.action == "rollback" else None
         if state is None or rollbacks >= watch.rollbacks:
             raise error
@@ -180,7 +205,9 @@ class Trainer:
         self.evaluation.best, self.evaluation.best_images = best
         for optimizer in self.optimizers.values():
             optimizer.lr_factor *= watch.lower_lr
-        self.checkpoints.forget_after(self.images)
+        self.team.wait()  # until all have read
+        if self.team.first:
+            self.checkpoints.forget_after(self.images)
         self.monitor.rewind(self)
         self.evaluation.rewind(self.images)
         self.save()
@@ -190,7 +217,8 @@ class Trainer:
     def save(self) -> None:
         """Writes a checkpoint, and keeps the one that a rollback would go to."""
         healthy = self.evaluation.healthy if self.evaluation.watch.action == "rollback" else None
-        self.checkpoints.save(self.state(), images=self.images, healthy=healthy)
+        if self.team.first:
+            self.checkpoints.save(self.state(), images=self.images, healthy=healthy)
         self.saved = self.images
 
     def state(self) -> dict[str, Any]:

@@ -36,6 +36,11 @@ class Update(ABC):
 
     discriminator_steps: int = 1
 
+    def check_parts(self, game: Game) -> None:
+        """Raises ValueError where a step cannot be taken in parts: several processes, or micro-batches."""
+        for name in (name for name, penalty in game.penalties.items() if penalty.both_players):
+            raise ValueError(f"penalty.{name}: is of the whole batch's gradient, so one process and accumulate=1 only")
+
     @abstractmethod
     def stages(self, game: Game, draw: Draw, *, step: int, progress: float) -> Iterator[Stage]:
         """The stages of step number `step`, at `progress` (0 to 1) of the run."""
@@ -140,6 +145,9 @@ class Extragradient(Simultaneous):
     Both steps are those of the players' optimizers (Gidel et al., ICLR 2019, algorithm 2; Korpelevich, 1976);
     noise is drawn anew for the second.
     """
+
+    def check_parts(self, game: Game) -> None:
+        raise ValueError("update=extragradient: takes its step back at once, so one process and accumulate=1 only")
 
     def stages(self, game: Game, draw: Draw, *, step: int, progress: float) -> Iterator[Stage]:
         weights: list[Tensor] = [*game.weights["discriminator"], *game.weights["generator"]]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+from gancli.distributed import ALONE, team
 from gancli.networks.base import MixesSamples
 
 Minibatch = Literal["none", "std", "discrimination"]
@@ -23,13 +24,40 @@ def norm(kind: Norm, channels: int) -> nn.Module:
     group: at most 32 groups of at least 4 channels (Wu & He, ECCV 2018); one group for less than 8.
     """
     if kind == "batch":
-        return nn.BatchNorm2d(channels)
+        return BatchNorm2d(channels)
     if kind == "group":
         groups = [count for count in range(1, 33) if channels % count == 0 and channels // count >= 4]
         return nn.GroupNorm(max(groups, default=1), channels)
     if kind == "none":
         return nn.Identity()
     raise ValueError(f"norm={kind}: one of batch, group, none")
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation by the statistics of the whole batch, also where several processes share it.
+
+    Differentiable twice, as penalties on gradients ask for, and on any device, which torch's SyncBatchNorm is not.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, H, W) to the same."""
+        others = team() if self.training else ALONE
+        if others.alone:
+            return super().forward(x)
+        x, kind = x.float(), x.dtype
+        moments = torch.stack([x.mean((0, 2, 3)), x.square().mean((0, 2, 3))])
+        mean, square = (others.total(moments) / others.size).unbind()
+        var = (square - mean.square()).clamp(min=0)
+        with torch.no_grad():
+            assert self.running_mean is not None and self.running_var is not None
+            assert self.num_batches_tracked is not None and self.momentum is not None
+            count = others.size * x.numel() / x.shape[1]
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var * (count / (count - 1)), self.momentum)
+        gain = self.weight * (var + self.eps).rsqrt()
+        shift = self.bias - mean * gain
+        return torch.addcmul(shift[:, None, None], x, gain[:, None, None]).to(kind)
 
 
 def spectral(network: Module) -> Module:
@@ -121,11 +149,13 @@ class MinibatchStd(MixesSamples):
         self.group = group
 
     def forward(self, h: Tensor) -> Tensor:
-        group = max(size for size in range(1, self.group + 1) if len(h) % size == 0)
-        apart = h.float().unflatten(0, (group, -1))
+        others = team() if self.training else ALONE
+        whole = others.gathered(h.float())
+        group = max(size for size in range(1, self.group + 1) if len(whole) % size == 0)
+        apart = whole.unflatten(0, (group, -1))
         # The small number keeps the square root's derivatives finite for identical samples.
         std = (apart.var(0, unbiased=False) + 1e-8).sqrt().flatten(1).mean(1)
-        channel = std.repeat(group).to(h.dtype).view(-1, 1, *[1] * (h.ndim - 2))
+        channel = others.mine(std.repeat(group)).to(h.dtype).view(-1, 1, *[1] * (h.ndim - 2))
         return torch.cat([h, channel.expand(-1, 1, *h.shape[2:])], dim=1)
 
 
@@ -143,7 +173,8 @@ class MinibatchDiscrimination(MixesSamples):
 
     def forward(self, h: Tensor) -> Tensor:
         rows = self.tensor(h).float().unflatten(1, (self.kernels, -1))
-        distance = (rows[:, None] - rows).abs().sum(3)
+        others = team() if self.training else ALONE
+        distance = (rows[:, None] - others.gathered(rows)).abs().sum(3)
         return torch.cat([h, (torch.exp(-distance).sum(1) - 1).to(h.dtype)], dim=1)  # without itself
 
 

@@ -1,0 +1,168 @@
+"""What the processes of one run say to one another, over torch.distributed. One process alone says nothing."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from gancli.launch import Place, place
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+TIMEOUT = timedelta(minutes=30)  # the first process may decode a large data set while the others wait
+
+
+class Team:
+    """The processes of a run, each with its share of every batch.
+
+    What is averaged or gathered is afterwards the same in all of them, so that each takes the same decisions.
+    Words and flags travel over gloo, tensors on a GPU over NCCL.
+    """
+
+    def __init__(self, where: Place) -> None:
+        self.rank, self.size, self.local_rank = where.rank, where.world_size, where.local_rank
+        self.first, self.alone = where.first, where.alone
+
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """Puts the mean over the processes in the place of each, with one message for each kind of number."""
+        if self.alone:
+            return
+        kinds: dict[torch.dtype, list[Tensor]] = {}
+        for tensor in tensors:
+            kinds.setdefault(tensor.dtype, []).append(tensor)
+        for some in kinds.values():
+            flat = torch.cat([tensor.detach().reshape(-1) for tensor in some])
+            dist.all_reduce(flat)
+            parts = flat.div_(self.size).split([tensor.numel() for tensor in some])
+            torch._foreach_copy_(
+                [tensor.detach() for tensor in some],
+                [part.view_as(tensor) for part, tensor in zip(parts, some, strict=True)],
+            )
+
+    def gathered(self, rows: Tensor) -> Tensor:
+        """(n, ...) of each process -> (size n, ...) in the order of the ranks; differentiable, also twice."""
+        return rows if self.alone else _Sum.apply(self._at_my_place(rows))  # type: ignore[no-any-return]
+
+    def mine(self, rows: Tensor) -> Tensor:
+        """The inverse of `gathered`: this process's (n, ...) of (size n, ...)."""
+        count = len(rows) // self.size
+        return rows[self.rank * count : (self.rank + 1) * count]
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum over the processes; differentiable, also twice."""
+        return values if self.alone else _Sum.apply(values)  # type: ignore[no-any-return]
+
+    def share_out(self, count: int, batch: int, make: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
+        """`make(rows)` for rows 0 .. count, in order, each process making `batch` of them at a time.
+
+        Every batch is of full size, its last one filled up, so that neither a sample's place among the others nor
+        the number of processes can change its rounding.
+        """
+        for start in range(0, count, batch * self.size):
+            at = start + self.rank * batch
+            yield self.gathered(make(torch.arange(at, at + batch).clamp(max=count - 1)))[: count - start]
+
+    def said(self, word: Callable[[], T]) -> T:
+        """What the first process finds, in all of them; the others do not look."""
+        words: list[Any] = [word() if self.first else None]
+        if not self.alone:
+            dist.broadcast_object_list(words, src=0)
+        return words[0]  # type: ignore[no-any-return]
+
+    def largest(self, numbers: Sequence[float]) -> list[float]:
+        """The largest of each number over the processes."""
+        if self.alone:
+            return list(numbers)
+        agreed = torch.tensor(numbers, dtype=torch.float64)
+        dist.all_reduce(agreed, op=dist.ReduceOp.MAX)
+        return agreed.tolist()  # type: ignore[no-any-return]
+
+    def wait(self) -> None:
+        """Until all are here."""
+        if not self.alone:
+            self.largest([0.0])
+
+    @contextmanager
+    def first_first(self) -> Iterator[None]:
+        """The first process does it, and leaves its caches, before the others do."""
+        if not self.first:
+            self.wait()
+        yield
+        if self.first:
+            self.wait()
+
+    def _at_my_place(self, rows: Tensor) -> Tensor:
+        before, after = (torch.zeros_like(rows) for _ in range(2))
+        parts = [before] * self.rank + [rows] + [after] * (self.size - self.rank - 1)
+        return torch.cat(parts)
+
+
+class _Sum(torch.autograd.Function):
+    """All-reduce whose derivative is an all-reduce."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        values = values.contiguous().clone()
+        dist.all_reduce(values)
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return _Sum.apply(grads[0])  # type: ignore[no-any-return]
+
+
+ALONE = Team(Place())
+_team: Team | None = None
+
+
+def team() -> Team:
+    """The team of this process, joined at the first call: a sweep's later jobs meet the same one."""
+    global _team
+    if _team is None:
+        where = place()
+        if not where.alone:
+            _join(where)
+        _team = Team(where)
+    return _team
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """For what one process does by itself: nobody is asked meanwhile."""
+    global _team
+    before, _team = _team, ALONE
+    try:
+        yield
+    finally:
+        _team = before
+
+
+def _join(where: Place) -> None:
+    os.environ |= {
+        "RANK": str(where.rank),
+        "WORLD_SIZE": str(where.world_size),
+        "LOCAL_RANK": str(where.local_rank),
+        "MASTER_ADDR": where.address,
+        "MASTER_PORT": str(where.port),
+    }
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, init_method="env://", timeout=TIMEOUT)
+
+
+def first_to_fail() -> bool:
+    """Marks the run as failed. Returns whether no other process did so before: then this one says why."""
+    if _team is None or _team.alone:
+        return True
+    try:
+        store = dist.distributed_c10d._get_default_store()
+        return bool(store.add("gancli/failed", 1) == 1)
+    except RuntimeError:  # the store went with the process that held it
+        return _team.first

@@ -1,0 +1,63 @@
+"""How this process was started: alone, or as one of several by torchrun, srun or submitit. No torch in here."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """One process among `world_size`. local_rank: among those on its machine. The first one's machine is `address`."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    address: str = "127.0.0.1"
+    port: int = 29500
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes and speaks."""
+        return self.rank == 0
+
+    @property
+    def alone(self) -> bool:
+        return self.world_size == 1
+
+
+def place(environment: Mapping[str, str] | None = None) -> Place:
+    """Where the environment says that this process stands; torchrun's word goes before Slurm's."""
+    env = os.environ if environment is None else environment
+    if "RANK" in env and "WORLD_SIZE" in env:  # torchrun, or whoever speaks its language
+        return Place(
+            rank=int(env["RANK"]),
+            world_size=int(env["WORLD_SIZE"]),
+            local_rank=int(env.get("LOCAL_RANK", "0")),
+            address=env.get("MASTER_ADDR", "127.0.0.1"),
+            port=int(env.get("MASTER_PORT", "29500")),
+        )
+    # A batch script's own shell has SLURM_NTASKS too, but only a step, srun's, has peers.
+    if int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and "SLURM_PROCID" in env:
+        return Place(
+            rank=int(env["SLURM_PROCID"]),
+            world_size=int(env["SLURM_STEP_NUM_TASKS"]),
+            local_rank=int(env.get("SLURM_LOCALID", "0")),
+            address=first_host(env.get("SLURM_STEP_NODELIST", "127.0.0.1")),
+            port=20_000 + int(env.get("SLURM_JOB_ID", "0")) % 40_000,
+        )
+    return Place()
+
+
+def restarted(environment: Mapping[str, str] | None = None) -> bool:
+    """Whether a scheduler started this process anew, after preemption, a time limit or the death of a peer."""
+    env = os.environ if environment is None else environment
+    return any(int(env.get(name, "0")) > 0 for name in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"))
+
+
+def first_host(nodes: str) -> str:
+    """The first name of Slurm's list of nodes: "gpu[03-05,9],cpu1" -> "gpu03"."""
+    found = re.match(r"([^,\[]+)(?:\[(\w+)[^\]]*\]([^,]*))?", nodes)
+    return "".join(part or "" for part in found.groups()) if found else nodes

@@ -18,7 +18,18 @@ from gancli.errors import UserError
 
 TRUSTED = ("gancli.", "torch.optim.")
 MAY_CHANGE = (
-    *("train.images", "train.minutes", "train.max_time", "train.accumulate", "log", "checkpoint", "evaluation", "metric", "watch", "diagnostic"),
+    *(
+        "train.images",
+        "train.minutes",
+        "train.max_time",
+        "train.accumulate",
+        "log",
+        "checkpoint",
+        "evaluation",
+        "metric",
+        "watch",
+        "diagnostic",
+    ),
     *("device.threads", "resume", "trust"),
     *("dataset.root", "dataset.path", "dataset.cache", "dataset.download"),  # where the data is, not what it is
 )

@@ -49,7 +49,7 @@ class Team:
 
     def gathered(self, rows: Tensor) -> Tensor:
         """(n, ...) of each process -> (size n, ...) in the order of the ranks; differentiable, also twice."""
-        return rows if self.alone else _Sum.apply(self._at_my_place(rows))  # type: ignore[no-any-return]
+        return rows if self.alone else _Sum.apply(self._at_my_place(rows))
 
     def mine(self, rows: Tensor) -> Tensor:
         """The inverse of `gathered`: this process's (n, ...) of (size n, ...)."""
@@ -58,7 +58,7 @@ class Team:
 
     def total(self, values: Tensor) -> Tensor:
         """The sum over the processes; differentiable, also twice."""
-        return values if self.alone else _Sum.apply(values)  # type: ignore[no-any-return]
+        return values if self.alone else _Sum.apply(values)
 
     def share_out(self, count: int, batch: int, make: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
         """`make(rows)` for rows 0 .. count, in order, each process making `batch` of them at a time.
@@ -83,7 +83,7 @@ class Team:
             return list(numbers)
         agreed = torch.tensor(numbers, dtype=torch.float64)
         dist.all_reduce(agreed, op=dist.ReduceOp.MAX)
-        return agreed.tolist()  # type: ignore[no-any-return]
+        return agreed.tolist()
 
     def wait(self) -> None:
         """Until all are here."""

@@ -50,6 +50,10 @@ def _whole(parts: list[Stage], game: Game, team: Team) -> Stage:
     team.average([*gradients, *losses.values(), *penalties.values()])
     whole = replace(first, losses=losses, penalties=penalties)
     if first.real_logits is not None and first.fake_logits is not None:
-        whole.real_logits = team.gathered(torch.cat([part.real_logits for part in parts if part.real_logits is not None]))
-        whole.fake_logits = team.gathered(torch.cat([part.fake_logits for part in parts if part.fake_logits is not None]))
+        whole.real_logits = team.gathered(
+            torch.cat([part.real_logits for part in parts if part.real_logits is not None])
+        )
+        whole.fake_logits = team.gathered(
+            torch.cat([part.fake_logits for part in parts if part.fake_logits is not None])
+        )
     return whole

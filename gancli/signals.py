@@ -65,11 +65,12 @@ class Signals:
         heard, self.heard = self.heard, set()
         stop = max((number for number in heard if not self._saves_only(number)), default=0)
         save, again = (any(map(test, heard)) for test in (self._saves_only, AGAIN.__contains__))
-        seconds, stop, save, again = team.largest([seconds, stop, save, again])
-        return seconds, Heard(stop=signal.Signals(int(stop)) if stop else None, save=bool(save), requeue=bool(again))
+        time, *asked = team.largest([seconds, stop, save, again])
+        number, saves, requeues = map(int, asked)
+        return time, Heard(stop=signal.Signals(number) if number else None, save=bool(saves), requeue=bool(requeues))
 
     def requeue(self, team: Team) -> None:
-        """After the checkpoint: as submitit does, if it is listening, else by scontrol. Slurm then ends this process."""
+        """After the checkpoint: by submitit where it listens, else by scontrol; Slurm then ends this process."""
         theirs = next((self.before[number] for number in AGAIN if callable(self.before[number])), None)
         if theirs is not None and callable(theirs):
             theirs(AGAIN[-1], None)  # queues the job again and raises SystemExit in the first process

@@ -145,8 +145,15 @@ class Trainer:
         return record
 
     def _stages(self, progress: float) -> Iterator[Stage]:
-        how = {"accumulate": self.accumulate, "step": self.step, "progress": progress}
-        return parallel.stages(self.update, self.game, self._draw, self.team, **how)
+        return parallel.stages(
+            self.update,
+            self.game,
+            self._draw,
+            self.team,
+            accumulate=self.accumulate,
+            step=self.step,
+            progress=progress,
+        )
 
     def _draw(self, part: int, k: int) -> tuple[Tensor, Tensor | None]:
         samples, labels = self.dataset.batch(

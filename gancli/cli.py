@@ -101,7 +101,7 @@ def _dispatch(command: str, overrides: list[str]) -> int:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions come to us, who word them
     try:
         if command == "train":
-            overrides = _resumed(overrides)
+            overrides = _launched(_resumed(overrides))
         _hydra(command, overrides)
     except (HydraException, OmegaConfBaseException) as error:  # some of them are OSErrors too
         from gancli.hints import explain
@@ -214,6 +214,13 @@ def _resumed(overrides: list[str]) -> list[str]:
         raise UserError(f"resume={which}: continues one run, so not with -m; a sweep goes on with resume=auto")
     quoted = str(folder).replace("'", "\\'")
     return [*overrides[: given[-1] + 1], f"hydra.run.dir='{quoted}'", *overrides[given[-1] + 1 :]]
+
+
+def _launched(overrides: list[str]) -> list[str]:
+    """A launcher, such as Slurm's, takes sweeps only: one run is a sweep of one."""
+    chosen = [text.partition("=")[2] for text in overrides if text.startswith("hydra/launcher=")]
+    given = not chosen or chosen[-1] == "basic" or {"-m", "--multirun", "--cfg", "-c", "--help"} & set(overrides)
+    return overrides if given else [*overrides, "--multirun"]
 
 
 def _complete(argv: list[str]) -> int:

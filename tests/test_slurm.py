@@ -1,0 +1,94 @@
+"""A real Slurm of two nodes on this machine: arrays, requeueing, a run of two tasks, and the plain batch script."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import TINY
+from test_trainer import last, same, without_time
+
+ROOT = Path(__file__).parent.parent
+JOB = ["hydra.launcher.gpus_per_node=null", "hydra.launcher.cpus_per_task=1", "hydra.launcher.timeout_min=5"]
+SLURM = ["hydra/launcher=slurm", *JOB]
+SMALL = [*TINY, "device.threads=1", "diagnostic=none", "train.images=640"]
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.xdist_group("slurm"),
+    pytest.mark.skipif(shutil.which("slurmctld") is None, reason="no Slurm here (Debian: slurm-wlm)"),
+    pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="a Slurm of one's own needs root"),
+]
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    folder = tmp_path_factory.mktemp("slurm")
+    script = ROOT / "scripts" / "slurm_local.sh"
+    subprocess.run([script, "up", folder], check=True, capture_output=True, timeout=60)
+    path = f"{folder}/bin:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    yield os.environ | {"SLURM_CONF": f"{folder}/slurm.conf", "PATH": path, "OMP_NUM_THREADS": "1"}
+    subprocess.run([script, "down", folder], check=True)
+
+
+def gancli(slurm, *words):
+    return subprocess.Popen(
+        [sys.executable, "-m", "gancli", *map(str, words)], env=slurm, stderr=subprocess.PIPE, text=True
+    )
+
+
+def finished(process):
+    _, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+
+
+def scontrol(slurm, *words):
+    return subprocess.run([*words], env=slurm, check=True, capture_output=True, text=True).stdout
+
+
+def until(true, seconds=120):
+    began = time.monotonic()
+    while not true():
+        assert time.monotonic() - began < seconds
+        time.sleep(0.2)
+
+
+def test_an_array_one_of_whose_jobs_is_signalled_as_before_its_time_limit(slurm, tmp_path):
+    """The undisturbed run is seed 0 of another sweep; the signalled job is queued again by submitit and goes on."""
+    longer = [*SMALL, "train.images=16_000", "log.every=1600", "checkpoint.every=100_000"]
+    sweep = gancli(slurm, "train", "-m", *SLURM, *longer, "seed=0,1,2", f"hydra.sweep.dir={tmp_path}/signalled")
+    until(lambda: (tmp_path / "signalled" / "0" / "metrics.jsonl").exists())
+    job = scontrol(slurm, "squeue", "-h", "-r", "-o", "%i").split()[0].split("_")[0]
+    scontrol(slurm, "scancel", "--signal=USR2", f"{job}_0")
+    finished(sweep)
+    finished(gancli(slurm, "train", *SLURM, *longer, "seed=0", f"hydra.sweep.dir={tmp_path}/undisturbed"))
+    runs = [tmp_path / "signalled" / str(number) for number in range(3)]
+    assert [last(run)["images"] for run in runs] == [16_000] * 3
+    assert (runs[0] / "run.json").read_text().count('"began"') == 2, "started twice"
+    assert (runs[1] / "run.json").read_text().count('"began"') == 1
+    assert same(without_time(last(runs[0])), without_time(last(tmp_path / "undisturbed" / "0")))
+
+
+def test_two_tasks_are_one_run(slurm, tmp_path):
+    words = [*SLURM, "hydra.launcher.nodes=2", *SMALL, "log.every=16", f"hydra.sweep.dir={tmp_path}/two"]
+    finished(gancli(slurm, "train", *words))
+    run = tmp_path / "two" / "0"
+    assert "2 processes" in (run / "train.log").read_text()
+    assert last(run)["images"] == 640
+    assert len(list(run.glob("events.*"))) == 1
+
+
+def test_the_plain_batch_script_goes_on_after_the_signal(slurm, tmp_path):
+    overrides = [*SMALL, "train.images=16_000", f"hydra.run.dir={tmp_path}/run"]
+    command = ["sbatch", "--parsable", "--gpus-per-node=0", "--cpus-per-task=1", "--time=5", "--ntasks-per-node=1"]
+    command += ["--nodes=1", f"--output={tmp_path}/%j.log", str(ROOT / "scripts" / "train.sbatch"), *overrides]
+    job = scontrol(slurm, *command).strip()
+    until(lambda: (tmp_path / "run" / "metrics.jsonl").exists())
+    scontrol(slurm, "scancel", "--signal=USR1", job)
+    until(lambda: "COMPLETED" in scontrol(slurm, "scontrol", "show", "job", job), seconds=180)
+    assert last(tmp_path / "run")["images"] == 16_000
+    assert (tmp_path / "run" / "run.json").read_text().count('"began"') == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ COMMANDS = {
     "train": "train a GAN and leave a run folder with checkpoints, pictures and logs",
     "sample": "make images with the generator of a run folder",
     "evaluate": "measure the samples of a run, or one folder of images against another",
+    "report": "put the runs of a sweep into one table and one page",
     "theory": "show what the theory says: of one run, or in experiments and a report of their own",
 }
 QUIET = [  # of a process that is not the first: it leaves no folder and no log
@@ -72,9 +74,9 @@ def run(argv: list[str]) -> int:
     return _dispatch(argv[0], argv[1:])
 
 
-def train(cfg: DictConfig) -> None:
-    """What Hydra calls, here or on a cluster's node, for `gancli train`."""
-    _guarded("train", cfg)
+def train(cfg: DictConfig) -> float | None:
+    """What Hydra calls, here or on a cluster's node, for `gancli train`; returns what a sweep compares."""
+    return _guarded("train", cfg)
 
 
 def sample(cfg: DictConfig) -> None:
@@ -85,6 +87,11 @@ def sample(cfg: DictConfig) -> None:
 def evaluate(cfg: DictConfig) -> None:
     """What Hydra calls for `gancli evaluate`."""
     _guarded("evaluate", cfg)
+
+
+def report(cfg: DictConfig) -> None:
+    """What Hydra calls for `gancli report`."""
+    _guarded("report", cfg)
 
 
 def theory(cfg: DictConfig) -> None:
@@ -129,11 +136,11 @@ def _hydra(command: str, overrides: list[str]) -> None:
 
     quiet = [] if place().first else QUIET
     sys.argv = [f"gancli {command}", *overrides, *quiet]
-    task = {"train": train, "sample": sample, "evaluate": evaluate, "theory": theory}[command]
+    task = {"train": train, "sample": sample, "evaluate": evaluate, "report": report, "theory": theory}[command]
     hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=command)(task)()
 
 
-def _guarded(command: str, cfg: DictConfig) -> None:
+def _guarded(command: str, cfg: DictConfig) -> float | None:
     """The command on resolved settings; its expected endings become an exit status."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
@@ -148,15 +155,21 @@ def _guarded(command: str, cfg: DictConfig) -> None:
         if command == "train":
             from pathlib import Path
 
+            from gancli.train import objective
             from gancli.train import run as train_run
 
-            stopped = train_run(settings, folder=Path(hydra.runtime.output_dir), overrides=list(hydra.overrides.task))
-            if stopped:
-                sys.exit(128 + stopped)
+            trained = train_run(settings, folder=Path(hydra.runtime.output_dir), overrides=list(hydra.overrides.task))
+            if isinstance(trained.stopped_by, signal.Signals):
+                sys.exit(128 + trained.stopped_by)
+            return objective(trained, settings["objective"])
         elif command == "sample":
             from gancli.sample import run as sample_run
 
             sample_run(settings)
+        elif command == "report":
+            from gancli.report import run as report_run
+
+            report_run(settings)
         elif command == "theory":
             from gancli.theory import run as theory_run
 
@@ -174,8 +187,12 @@ def _guarded(command: str, cfg: DictConfig) -> None:
     except (UserError, Diverged, OSError) as error:
         if hydra.mode == RunMode.MULTIRUN:  # the other jobs of a sweep still run; the first failure is told again
             logging.getLogger(__name__).error("this job failed: %s", error)
+            direction = hydra.sweeper.get("direction")
+            if isinstance(error, Diverged) and direction is not None:
+                return float("inf" if str(direction).endswith("minimize") else "-inf")  # a search goes on
             raise
         sys.exit(_ended(error))
+    return None
 
 
 def _ended(error: Exception) -> int:

@@ -30,7 +30,7 @@ MAY_CHANGE = (
         "watch",
         "diagnostic",
     ),
-    *("device.threads", "resume", "trust"),
+    *("device.threads", "resume", "trust", "objective"),
     *("dataset.root", "dataset.path", "dataset.cache", "dataset.download"),  # where the data is, not what it is
 )
 

@@ -18,6 +18,7 @@ from gancli.metrics import evaluator as evaluators
 from gancli.metrics.base import Samples
 from gancli.metrics.evaluator import Evaluator
 from gancli.metrics.memorisation import neighbours
+from gancli.page import Table
 from gancli.runtime import Runtime
 from gancli.sample import generated, generator_of, noise_rows
 
@@ -66,13 +67,8 @@ def run(settings: dict[str, Any]) -> list[Row]:
 def table(rows: Sequence[Row]) -> list[str]:
     """Lines of text: a row for each of `rows`, a column for each of their numbers."""
     names = list(dict.fromkeys(name for row in rows for name in row["values"] if not name.startswith("fid_class_")))
-    cells = [["", *names]]
-    cells += [[row["of"], *(_short(row["values"].get(name)) for name in names)] for row in rows]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
-    aligned = [
-        [line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))] for line in cells
-    ]
-    return ["  ".join(line) for line in aligned]
+    lines = [[row["of"], *(_short(row["values"].get(name)) for name in names)] for row in rows]
+    return Table(["", *names], lines).lines()
 
 
 def _once(rows: Sequence[Row]) -> list[Row]:

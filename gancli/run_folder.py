@@ -105,6 +105,13 @@ def describe(folder: Path, settings: Mapping[str, Any], *, overrides: list[str])
     write_whole(folder / "config.yaml", yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True).encode())
 
 
+def ended(folder: Path, how: str) -> None:
+    """Adds to run.json how the last start ended."""
+    starts = _starts(folder)
+    starts[-1]["ended"] = how
+    write_whole(folder / "run.json", json.dumps({"starts": starts}, indent=2).encode())
+
+
 def _starts(folder: Path) -> list[Any]:
     try:
         return list(json.loads((folder / "run.json").read_text(encoding="utf-8"))["starts"])

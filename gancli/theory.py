@@ -12,15 +12,20 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-from gancli import config, train
+from gancli import __version__, config, train
 from gancli.chapters import CHAPTERS
 from gancli.chapters.base import Chapter, Experiment
-from gancli.chapters.page import page
 from gancli.checkpoint import write_whole
 from gancli.diagnostics.base import Run, Shown, diagnose
 from gancli.errors import Diverged, UserError
+from gancli.page import page
 
 log = logging.getLogger(__name__)
+TITLE = "What the theory of GANs says, measured"
+INTRODUCTION = (
+    "Two networks play a game: D tells real samples from generated ones, G makes samples that it cannot tell. "
+    f"Every figure, picture and table below was computed by the runs listed under it (gancli {__version__})."
+)
 PLAIN = {
     "run": str | int | None,
     "out": str,
@@ -54,7 +59,8 @@ def run(settings: dict[str, Any]) -> Path:
     chapters = [CHAPTERS[name](seeds=settings["seeds"]) for name in settings["chapters"]]
     _perform(chapters, out / "runs", settings)
     report = out / "report.html"
-    write_whole(report, page([chapter.section(out / "runs") for chapter in chapters]).encode())
+    sections = [chapter.section(out / "runs") for chapter in chapters]
+    write_whole(report, page(TITLE, INTRODUCTION, sections).encode())
     log.info("report        %s", report)
     return report
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import signal
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import nn
 from gancli import config, distributed, run_folder
 from gancli.config import build
 from gancli.diagnostics.base import Diagnostic, Run, diagnose
-from gancli.errors import UserError
+from gancli.errors import Diverged, UserError
 from gancli.game import Game
 from gancli.monitor import Silent
 from gancli.networks.packed import Packed, packed_shape
@@ -22,11 +21,11 @@ from gancli.optimizers import ScheduledOptimizer
 from gancli.trainer import PLAYERS, Trainer
 
 log = logging.getLogger(__name__)
-PLAIN = {"seed": int, "conditional": bool, "pack": int, "resume": str, "trust": list[str]}
+PLAIN = {"seed": int, "conditional": bool, "pack": int, "resume": str, "objective": str | None, "trust": list[str]}
 
 
-def run(settings: dict[str, Any], *, folder: Path, overrides: list[str]) -> int:
-    """Trains in `folder` by resolved `settings`; returns the signal that ended it early, or 0.
+def run(settings: dict[str, Any], *, folder: Path, overrides: list[str]) -> Trainer:
+    """Trains in `folder` by resolved `settings`; returns the trainer as it stands at the end.
 
     Raises UserError, Diverged, OSError.
     """
@@ -41,13 +40,34 @@ def run(settings: dict[str, Any], *, folder: Path, overrides: list[str]) -> int:
         team.wait()
         if team.first:  # anew for a run that goes on: it may be longer
             run_folder.describe(folder, settings, overrides=overrides)
-        trainer.fit()
+        try:
+            trainer.fit()
+        except Diverged as error:
+            if team.first:
+                run_folder.ended(folder, str(error).splitlines()[0])
+            raise
         if team.first:
             with distributed.apart():
                 if trainer.stopped_by is None:
                     diagnose(Run(folder, trainer), diagnostics(settings["diagnostic"]))
+                run_folder.ended(folder, how_ended(trainer))
                 summarise(trainer, folder)
-        return trainer.stopped_by if isinstance(trainer.stopped_by, signal.Signals) else 0
+        return trainer
+
+
+def objective(trainer: Trainer, name: str | None) -> float | None:
+    """What a sweep compares: the last evaluation's number `name`, or the one that judges checkpoints.
+
+    None where nothing was measured. Raises UserError for a name that is not among them.
+    """
+    evaluation = trainer.evaluation
+    values = trainer.team.said(lambda: evaluation.latest)
+    if not values or evaluation.evaluator is None:
+        return None
+    name = name or evaluation.evaluator.best[0]
+    if name not in values:
+        raise UserError(f"objective={name}: not among {', '.join(values)}")
+    return values[name]
 
 
 def diagnostics(node: Mapping[str, Any]) -> dict[str, Diagnostic]:
@@ -162,12 +182,17 @@ def load(trainer: Trainer, state: dict[str, Any]) -> None:
         raise UserError(f"{trainer.checkpoints.path(state['images'])} does not fit this run: {error}") from None
 
 
+def how_ended(trainer: Trainer) -> str:
+    """ "finished", or by what it was stopped."""
+    by = trainer.stopped_by
+    return "finished" if by is None else f"stopped by {getattr(by, 'name', by)}"
+
+
 def summarise(trainer: Trainer, folder: Path) -> None:
     """Says where everything is and what to type next."""
     latest = trainer.monitor.latest
     finished = trainer.stopped_by is None
-    how = "finished" if finished else f"stopped by {getattr(trainer.stopped_by, 'name', trainer.stopped_by)}"
-    log.info("%s: %s images in %.0f s", how, f"{trainer.images:,}", trainer.seconds)
+    log.info("%s: %s images in %.0f s", how_ended(trainer), f"{trainer.images:,}", trainer.seconds)
     if "game/value" in latest:
         log.info("value of the game %.3f (saddle point: -log 4 = -1.386)", latest["game/value"])
     evaluation = trainer.evaluation

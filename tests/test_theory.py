@@ -10,8 +10,7 @@ from test_bad_input import refused
 
 from gancli import theory
 from gancli.chapters import CHAPTERS
-from gancli.chapters.base import Picture, Section, Table
-from gancli.chapters.page import page
+from gancli.page import Picture, Section, Table, page
 
 
 class Balanced(HTMLParser):

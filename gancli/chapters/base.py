@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import statistics
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gancli.diagnostics.base import FOLDER
+from gancli.page import Picture, Section, Table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,33 +25,6 @@ class Experiment:
     overrides: tuple[str, ...]
     evaluate: tuple[str, ...] | None = None
     minutes: float = 0.2
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows of text under a head, all of the same length."""
-
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    caption: str = ""
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A PNG."""
-
-    png: bytes
-    caption: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Section:
-    """What a chapter puts on the page. statement: what is to be seen, in two lines. commands: that showed it."""
-
-    title: str
-    statement: str
-    parts: Sequence[Table | Picture | str]
-    commands: Sequence[str] = field(default_factory=list)
 
 
 class Chapter(ABC):

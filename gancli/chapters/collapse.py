@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gancli.chapters.base import Chapter, Experiment, Picture, Table, evaluated, picture, spread
+from gancli.chapters.base import Chapter, Experiment, evaluated, picture, spread
+from gancli.page import Picture, Table
 
 METHODS: dict[str, tuple[str, ...]] = {
     "minimax": (),

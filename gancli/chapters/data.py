@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gancli.chapters.base import Chapter, Experiment, Picture, Table, evaluated, number, picture, rows
+from gancli.chapters.base import Chapter, Experiment, evaluated, number, picture, rows
+from gancli.page import Picture, Table
 from gancli.pictures import png
 from gancli.plots import BLUE, GREY, RED, drawn, figure
 

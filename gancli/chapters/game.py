@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar
 
-from gancli.chapters.base import Chapter, Experiment, Picture, Table, number, numbers, picture
+from gancli.chapters.base import Chapter, Experiment, number, numbers, picture
+from gancli.page import Picture, Table
 
 PLAYERS = ("generator", "discriminator")
 _OPTIMISTIC = tuple(

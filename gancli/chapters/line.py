@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from gancli.chapters.base import Chapter, Experiment, Picture, Table, number, numbers, picture
+from gancli.chapters.base import Chapter, Experiment, number, numbers, picture
 from gancli.losses import Loss, Minimax, MinimaxLinear
+from gancli.page import Picture, Table
 from gancli.pictures import png
 from gancli.plots import BLUE, GREY, RED, drawn, figure
 

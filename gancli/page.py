@@ -1,13 +1,11 @@
-"""Sections as one HTML file that needs no other."""
+"""Tables and pictures, and a page of them: one HTML file that needs no other."""
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from html import escape
-
-from gancli import __version__
-from gancli.chapters.base import Picture, Section, Table
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8882; }
@@ -22,16 +20,50 @@ pre { overflow-x: auto; background: var(--soft); padding: .7rem; font-size: .8re
 """
 
 
-def page(sections: Sequence[Section]) -> str:
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under a head, all of the same length."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    caption: str = ""
+
+    def lines(self) -> list[str]:
+        """The table for a terminal: the first column to the left, the others to the right."""
+        widths = [max(map(len, column)) for column in zip(self.head, *self.rows, strict=True)]
+        return [
+            "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
+            for row in (self.head, *self.rows)
+        ]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG."""
+
+    png: bytes
+    caption: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A part of the page. statement: what is to be seen, in two lines. commands: that showed it."""
+
+    title: str
+    parts: Sequence[Table | Picture | str]
+    statement: str = ""
+    commands: Sequence[str] = field(default_factory=list)
+
+
+def page(title: str, introduction: str, sections: Sequence[Section]) -> str:
     """The whole file."""
     links = "\n".join(f'<a href="#{index}">{escape(each.title)}</a>' for index, each in enumerate(sections))
     bodies = "\n".join(_section(index, each) for index, each in enumerate(sections))
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>What the theory of GANs says, measured</title><style>{_STYLE}</style></head><body>
-<h1>What the theory of GANs says, measured</h1>
-<p>Two networks play a game: D tells real samples from generated ones, G makes samples that it cannot tell. Every
-figure, picture and table below was computed by the runs listed under it (gancli {__version__}).</p>
+<title>{escape(title)}</title><style>{_STYLE}</style></head><body>
+<h1>{escape(title)}</h1>
+<p>{escape(introduction)}</p>
 <nav>{links}</nav>
 {bodies}
 </body></html>
@@ -40,11 +72,11 @@ figure, picture and table below was computed by the runs listed under it (gancli
 
 def _section(index: int, section: Section) -> str:
     parts = "\n".join(_part(part) for part in section.parts)
-    commands = escape("\n".join(section.commands))
-    return f"""<section id="{index}"><h2>{escape(section.title)}</h2>
-<p class="statement">{escape(section.statement)}</p>
-{parts}
-<details><summary>The runs behind it</summary><pre>{commands}</pre></details></section>"""
+    said = f'<p class="statement">{escape(section.statement)}</p>' if section.statement else ""
+    commands, behind = escape("\n".join(section.commands)), ""
+    if commands:
+        behind = f"<details><summary>The runs behind it</summary><pre>{commands}</pre></details>"
+    return f'<section id="{index}"><h2>{escape(section.title)}</h2>\n{said}\n{parts}\n{behind}</section>'
 
 
 def _part(part: Table | Picture | str) -> str:

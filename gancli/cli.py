@@ -20,6 +20,7 @@ COMMANDS = {
     "train": "train a GAN and leave a run folder with checkpoints, pictures and logs",
     "sample": "make images with the generator of a run folder",
     "evaluate": "measure the samples of a run, or one folder of images against another",
+    "doctor": "say what `gancli train` with the same words would take",
     "report": "put the runs of a sweep into one table and one page",
     "theory": "show what the theory says: of one run, or in experiments and a report of their own",
 }
@@ -89,6 +90,11 @@ def evaluate(cfg: DictConfig) -> None:
     _guarded("evaluate", cfg)
 
 
+def doctor(cfg: DictConfig) -> None:
+    """What Hydra calls for `gancli doctor`."""
+    _guarded("doctor", cfg)
+
+
 def report(cfg: DictConfig) -> None:
     """What Hydra calls for `gancli report`."""
     _guarded("report", cfg)
@@ -135,9 +141,12 @@ def _hydra(command: str, overrides: list[str]) -> None:
     from gancli.config import config_dir
 
     quiet = [] if place().first else QUIET
+    if command == "doctor":
+        quiet = [*QUIET[:4], "hydra/job_logging=console"]
     sys.argv = [f"gancli {command}", *overrides, *quiet]
-    task = {"train": train, "sample": sample, "evaluate": evaluate, "report": report, "theory": theory}[command]
-    hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=command)(task)()
+    task = globals()[command]  # the functions above
+    name = "train" if command == "doctor" else command
+    hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=name)(task)()
 
 
 def _guarded(command: str, cfg: DictConfig) -> float | None:
@@ -166,6 +175,10 @@ def _guarded(command: str, cfg: DictConfig) -> float | None:
             from gancli.sample import run as sample_run
 
             sample_run(settings)
+        elif command == "doctor":
+            from gancli.doctor import run as doctor_run
+
+            doctor_run(settings, OmegaConf.to_container(hydra.launcher))  # type: ignore[arg-type]
         elif command == "report":
             from gancli.report import run as report_run
 

@@ -13,6 +13,9 @@ def explain(error: Exception, command: str, overrides: list[str]) -> str:
     choice = re.search(r"Could not (?:find|load) '(?P<group>[^']*)/(?P<name>[^'/]*)'", text)
     if choice:
         group, name = choice["group"], choice["name"]
+        extra = {"submitit_slurm": "slurm", "optuna": "sweep"}.get(name)
+        if extra is not None:
+            return f"{group}: needs a package that is not here; pip install 'gancli[{extra}]'"
         options = sorted(re.findall(r"^\t(\S+)$", text, flags=re.MULTILINE))
         options = options or sorted(file.stem for file in (config_dir() / group).glob("*.yaml"))
         return f"{group}={name}: no such choice{nearest(name, options)}; choose from {', '.join(options) or 'none'}"
@@ -38,7 +41,7 @@ def known_keys(command: str) -> list[str]:
 
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        settings = OmegaConf.to_container(compose(command), resolve=False)
+        settings = OmegaConf.to_container(compose("train" if command == "doctor" else command), resolve=False)
     groups = [folder.name for folder in config_dir().iterdir() if folder.is_dir()]
     keys = [key for key, _ in leaves(settings)]
     sections = {key.rpartition(".")[0] for key in keys} - {""}

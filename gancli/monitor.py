@@ -140,13 +140,13 @@ class Monitor:
         if images // self.every > before // self.every or trainer.progress >= 1.0:
             self._tick(trainer, real_logits, fake_logits)
         if images // self.pictures > before // self.pictures:
-            self._draw(trainer)
+            self.draw(trainer)
 
     def end(self, trainer: Trainer) -> None:
         """The last picture, and the logs closed."""
         try:
             if trainer.images:
-                self._draw(trainer, also=self.folder / "samples.png")
+                self.draw(trainer, also=self.folder / "samples.png")
         finally:
             self._close()
 
@@ -220,7 +220,8 @@ class Monitor:
             done, speed = f"{trainer.images:,} images ({trainer.progress:.0%})", values["speed/images_per_second"]
             log.info("%s: %s; %s images/s, %s left", done, text, f"{speed:,.0f}", left)
 
-    def _draw(self, trainer: Trainer, *, also: Path | None = None) -> None:
+    def draw(self, trainer: Trainer, *, also: Path | None = None) -> None:
+        """A picture of samples, and of real ones."""
         game = trainer.game
         self._show("samples/real", self.shown, trainer)
         for tag, network in {"samples/raw": game.generator, "samples/ema": trainer.ema.network}.items():

@@ -1,0 +1,104 @@
+"""`gancli report`: runs side by side, failures named; and what a sweep compares."""
+
+import json
+
+import pytest
+import yaml
+from conftest import TINY
+
+EVALUATED = ["evaluation.every=32", "evaluation.count=40", "evaluation.reference_count=100", "diagnostic=none"]
+
+
+@pytest.fixture
+def sweep(cli, tmp_path):
+    """Two runs of different losses, and one that fails."""
+    words = ["hydra.sweep.dir=sweep", *TINY, *EVALUATED]
+    assert cli("train", "-m", *words, "loss=hinge,nonsaturating").status == 0
+    assert cli("train", "-m", *words, "hydra.sweep.subdir=bad", "train.batch_size=100_000").status == 2
+    return tmp_path / "sweep"
+
+
+def test_a_sweep(cli, sweep):
+    result = cli("report", f"run={sweep}")
+    assert result.status == 0, result.err
+    head, first, second, bad, *_ = result.err.splitlines()
+    assert head.split()[:3] == ["run", "loss", "images"]
+    assert "seed" not in head, "settings that agree are left out"
+    assert (first.split()[:2], second.split()[:2]) == (["0", "Hinge"], ["1", "NonSaturating"])
+    assert first.split()[-1] == second.split()[-1] == "finished"
+    assert bad.startswith("bad") and "never began: this job failed: train.batch_size=100000: larger" in bad
+    page = (sweep / "report.html").read_text()
+    assert "http" not in page.replace("http-equiv", "") and page.count("data:image/png;base64,") == 3  # curves, samples
+    values = [json.loads(line) for line in (sweep / "0" / "evaluations.jsonl").read_text().splitlines()]
+    assert f"{values[-1]['values']['fid']:.4g}" in page
+    assert f"{min(row['values']['fid'] for row in values):.4g}" in page
+
+
+def test_sorted_and_elsewhere(cli, sweep, tmp_path):
+    result = cli("report", f"run=[{sweep}/0,{sweep}/1]", "sort=fid", "out=both.html")
+    assert result.status == 0, result.err
+    fids = [
+        json.loads((sweep / name / "evaluations.jsonl").read_text().splitlines()[-1])["values"]["fid"] for name in "01"
+    ]
+    rows = [line.split()[0] for line in result.err.splitlines()[1:3]]
+    assert rows == sorted("01", key=lambda name: fids[int(name)])
+    assert (tmp_path / "both.html").exists()
+
+
+@pytest.mark.parametrize(
+    "words, text",
+    [
+        (["run=nowhere"], "run=nowhere: no such folder"),
+        (["run=."], "no run folders here"),
+        ([], "run"),
+    ],
+)
+def test_bad_input(cli, words, text):
+    result = cli("report", *words)
+    assert result.status == 2 and text in result.err and "Traceback" not in result.err
+
+
+def test_an_unknown_number_to_sort_by(cli, sweep):
+    result = cli("report", f"run={sweep}", "sort=fidd")
+    assert result.status == 2 and "sort=fidd: no such number here; did you mean fid?" in result.err
+
+
+def test_a_damaged_run_is_named_and_the_others_are_shown(cli, sweep):
+    (sweep / "0" / "config.yaml").write_text("!!python/object/apply:os.system ['touch here']")
+    result = cli("report", f"run={sweep}")
+    assert result.status == 0 and "cannot be read in full" in result.err and not (sweep / "here").exists()
+    assert result.err.splitlines()[3].split()[0] == "1" and result.err.splitlines()[3].endswith("finished")
+
+
+def test_what_a_sweep_compares(train):
+    from gancli import train as training
+    from gancli.errors import UserError
+    from gancli.theory import compose
+
+    folder = train(*EVALUATED, images=64)
+    settings = compose("train", [*TINY, *EVALUATED, "train.images=64", "resume=auto"])
+    trainer = training.run(settings, folder=folder, overrides=[])
+    last = json.loads((folder / "evaluations.jsonl").read_text().splitlines()[-1])["values"]
+    trainer.evaluation.latest = last
+    assert training.objective(trainer, None) == last["fid"]
+    assert training.objective(trainer, "diversity") == last["diversity"]
+    with pytest.raises(UserError, match="objective=kid: not among fid"):
+        training.objective(trainer, "kid")
+
+
+@pytest.mark.slow
+def test_optuna_finds_what_is_better(cli, tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    import warnings
+
+    words = ["hydra.sweep.dir=sweep", *TINY, *EVALUATED, "hydra/sweeper=tpe", "hydra.sweeper.n_trials=3"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a plugin of 2022
+        result = cli("train", "-m", *words, "optimizer.generator.lr=tag(log,interval(1e-4,1e-2))")
+    assert result.status == 0, result.err
+    best = yaml.safe_load((tmp_path / "sweep" / "optimization_results.yaml").read_text())
+    fids = [
+        json.loads((tmp_path / "sweep" / str(n) / "evaluations.jsonl").read_text().splitlines()[-1])["values"]["fid"]
+        for n in range(3)
+    ]
+    assert best["best_value"] == pytest.approx(min(fids))

@@ -20,7 +20,7 @@ class MLPGenerator(Generator):
 
     fourier: frequency, in periods per unit of noise, of random sines and cosines of the noise that join it, so
     that a map with steep steps is learned soon (Tancik et al., NeurIPS 2020, eq. 5); 0 for none.
-    spread: the kinks of the first layer's units pass through points of N(0, spread^2); 0 for all through the origin,
+    spread: the kinks of the first layer's units pass through random points within ±spread; 0 for all through the origin,
     where a map of few noise dimensions can hardly bend elsewhere.
     """
 
@@ -99,7 +99,7 @@ class FourierFeatures(nn.Module):
 
 def _hidden(inputs: int, *, width: int, depth: int, spread: float) -> nn.Sequential:
     if spread < 0:
-        raise ValueError(f"spread={spread}: a standard deviation, 0 or more")
+        raise ValueError(f"spread={spread}: a distance, 0 or more")
     if width < 1:
         raise ValueError(f"width={width}: at least 1")
     if depth < 1:
@@ -109,5 +109,5 @@ def _hidden(inputs: int, *, width: int, depth: int, spread: float) -> nn.Sequent
         layers += [he_(nn.Linear(width if layer else inputs, width), slope=_SLOPE), nn.LeakyReLU(_SLOPE)]
     if spread:
         first = cast(nn.Linear, layers[0])
-        first.bias.data = -(first.weight * spread * torch.randn(width, inputs)).sum(1).detach()
+        first.bias.data = -(first.weight * spread * (2 * torch.rand(width, inputs) - 1)).sum(1).detach()
     return nn.Sequential(*layers)

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from gancli.checkpoint import Checkpoints
 from gancli.datasets.base import Images
 from gancli.ema import EMA
+from gancli.evaluation import Evaluation
 from gancli.game import Game
 from gancli.losses import NonSaturating
 from gancli.monitor import Monitor
@@ -36,6 +37,7 @@ from gancli.priors import Gaussian
 from gancli.runtime import Runtime
 from gancli.trainer import Trainer
 from gancli.updates import Simultaneous
+from gancli.watch import Watch
 
 LR, BETAS = 2e-4, (0.5, 0.999)
 
@@ -45,6 +47,8 @@ def ours(pair: tuple[nn.Module, nn.Module], data: Tensor, options: argparse.Name
     generator, discriminator = (runtime.place(network) for network in pair)
     adam = partial(torch.optim.Adam, lr=LR, betas=BETAS, fused=True)
     folder = Path(tempfile.mkdtemp())
+    dataset = Images(data, train=torch.arange(len(data)), held=torch.arange(1)).to(runtime.device)
+    nothing = {"metric": {}, "dataset": dataset, "labelled": False, "runtime": runtime, "watch": Watch()}
     trainer = Trainer(
         game=Game(
             generator=generator,
@@ -60,9 +64,11 @@ def ours(pair: tuple[nn.Module, nn.Module], data: Tensor, options: argparse.Name
             "discriminator": ScheduledOptimizer(adam, discriminator.parameters()),
         },
         ema=EMA(generator),
-        dataset=Images(data, train=torch.arange(len(data)), held=torch.arange(1)).to(runtime.device),
+        dataset=dataset,
         checkpoints=Checkpoints(folder),
         monitor=Monitor(folder, settings={}),
+        evaluation=Evaluation(folder, every=None, **nothing),
+        team=runtime.team,
         seed=0,
         batch_size=options.batch,
         images=10**9,

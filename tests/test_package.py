@@ -71,6 +71,25 @@ def test_every_gancli_command_of_the_readme_composes(cli):
         assert result.status == 0, (line, result.err)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "command",
+    [
+        "benchmark_step.py --rounds 1 --size 8 --batch 8 --channels 8 --steps 1",
+        "measure_experiments.py",
+        "benchmark_startup.py --help",
+        "kill_and_resume.py --help",
+        "benchmark_data.py --help",
+    ],
+)
+def test_scripts_run(command, tmp_path):
+    name, *words = command.split()
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / name), *words], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_no_room_has_grown_past_300_lines():
     long = {str(p): n for p in SOURCES if (n := len(p.read_text().splitlines())) > 300}
     assert not long

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from gancli.datasets.ahead import Ahead
 from gancli.runtime import seeded
 
 if TYPE_CHECKING:
@@ -147,14 +148,24 @@ class Images(Dataset):
         self.num_classes = num_classes
         self.flip = flip
         self.device = torch.device("cpu")
+        self._ahead: dict[tuple[int, int, int], Ahead] = {}
 
     def __len__(self) -> int:
         return len(self.train)
 
     def batch(self, step: int, *, size: int, seed: int, rank: int = 0, world_size: int = 1) -> Batch:
         local = size // world_size
-        start = step * size + rank * local
-        images, labels = self._gather(self.train[epoch_indices(len(self), start, local, seed=seed)])
+
+        def rows(step: int, rank: int) -> Tensor:
+            return self.train[epoch_indices(len(self), step * size + rank * local, local, seed=seed)]
+
+        read = None
+        if self.images.nbytes > self.resident_bytes:
+            key = (size, seed, world_size)
+            if key not in self._ahead:
+                self._ahead[key] = Ahead(lambda step, rank: self.images[rows(step, rank)])
+            read = self._ahead[key](step, rank)
+        images, labels = self._gather(rows(step, rank), read)
         if self.flip:
             mirrored = torch.rand(size, generator=seeded(seed, "flip", step)) < 0.5
             mine = mirrored[rank * local : (rank + 1) * local].to(images.device)
@@ -188,8 +199,9 @@ class Images(Dataset):
     def _rows(self, split: Split) -> Tensor:
         return self.train if split == "train" else self.held
 
-    def _gather(self, rows: Tensor) -> Batch:
-        images = to_unit(self.images[rows.to(self.images.device)].to(self.device, non_blocking=True))
+    def _gather(self, rows: Tensor, read: Tensor | None = None) -> Batch:
+        images = self.images[rows.to(self.images.device)] if read is None else read
+        images = to_unit(images.to(self.device, non_blocking=True))
         return images, None if self.labels is None else self.labels[rows].to(self.device)
 
 

@@ -8,6 +8,7 @@ import torch
 from gancli.datasets.base import Images, epoch_indices, to_bytes, to_unit
 from gancli.datasets.digits import Digits
 from gancli.datasets.points import GaussianRing
+from gancli.runtime import seeded
 
 ROWS, HELD = 24, 6
 
@@ -148,3 +149,16 @@ def test_a_limit_takes_always_the_same_images_away_from_training_alone():
         for mine, all_ in zip(few.labelled(part, 99), whole.labelled(part, 99), strict=True):
             assert torch.equal(mine, all_), "a classifier learns from all"
     assert len(Images(images, train=rows[:30], held=rows[30:], limit=99)) == 30
+
+
+@pytest.mark.parametrize("order", [range(6), [0, 1, 5, 2, 3, 3]], ids=["in turn", "to and fro"])
+def test_reading_ahead_changes_nothing(monkeypatch, order):
+    images = torch.randint(0, 256, (50, 3, 8, 8), dtype=torch.uint8, generator=seeded("ahead"))
+    parts = {"train": torch.arange(40), "held": torch.arange(40, 50)}
+    at_once, ahead = (Images(images, torch.arange(50) % 5, num_classes=5, flip=True, **parts) for _ in range(2))
+    monkeypatch.setattr(ahead, "resident_bytes", 0)
+    for step in order:
+        for rank in range(2):
+            one, other = (some.batch(step, size=16, seed=3, rank=rank, world_size=2) for some in (at_once, ahead))
+            assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
+    assert ahead._ahead and not at_once._ahead

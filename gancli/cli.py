@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
-import signal
 import sys
 import time
-from typing import TYPE_CHECKING, Any
 
 from gancli import __version__
 from gancli.launch import place
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
 
 COMMANDS = {
     "train": "train a GAN and leave a run folder with checkpoints, pictures and logs",
@@ -75,41 +69,12 @@ def run(argv: list[str]) -> int:
     return _dispatch(argv[0], argv[1:])
 
 
-def train(cfg: DictConfig) -> float | None:
-    """What Hydra calls, here or on a cluster's node, for `gancli train`; returns what a sweep compares."""
-    return _guarded("train", cfg)
-
-
-def sample(cfg: DictConfig) -> None:
-    """What Hydra calls for `gancli sample`."""
-    _guarded("sample", cfg)
-
-
-def evaluate(cfg: DictConfig) -> None:
-    """What Hydra calls for `gancli evaluate`."""
-    _guarded("evaluate", cfg)
-
-
-def doctor(cfg: DictConfig) -> None:
-    """What Hydra calls for `gancli doctor`."""
-    _guarded("doctor", cfg)
-
-
-def report(cfg: DictConfig) -> None:
-    """What Hydra calls for `gancli report`."""
-    _guarded("report", cfg)
-
-
-def theory(cfg: DictConfig) -> None:
-    """What Hydra calls for `gancli theory`."""
-    _guarded("theory", cfg)
-
-
 def _dispatch(command: str, overrides: list[str]) -> int:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     from gancli.errors import Diverged, UserError
+    from gancli.tasks import ended
 
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions come to us, who word them
     try:
@@ -121,10 +86,10 @@ def _dispatch(command: str, overrides: list[str]) -> int:
 
         return _refuse(explain(error, command, overrides))
     except (UserError, Diverged, OSError) as error:
-        return _ended(error)
+        return ended(error)
     except ValueError as error:
         if isinstance(error.__cause__, OSError):  # logging could not open its file
-            return _ended(error.__cause__)
+            return ended(error.__cause__)
         if "Config group override must be" in str(error):
             return _refuse(f"{error}; a group has no null, name a choice (penalty=none for no penalty)")
         raise
@@ -138,93 +103,18 @@ def _dispatch(command: str, overrides: list[str]) -> int:
 def _hydra(command: str, overrides: list[str]) -> None:
     import hydra
 
+    from gancli import tasks
     from gancli.config import config_dir
 
     quiet = [] if place().first else QUIET
     if command == "doctor":
-        quiet = [*QUIET[:4], "hydra/job_logging=console"]
-    sys.argv = [f"gancli {command}", *overrides, *quiet]
-    task = globals()[command]  # the functions above
+        quiet = [*QUIET[:4], "hydra/job_logging=console", "hydra/help=doctor"]
+    # Behind the user's own settings, so that these win, and before a flag's value, such as `--cfg job`.
+    last = max((index for index, word in enumerate(overrides, start=1) if "=" in word and word[0] != "-"), default=0)
+    sys.argv = [f"gancli {command}", *overrides[:last], *quiet, *overrides[last:]]
+    task = getattr(tasks, command)
     name = "train" if command == "doctor" else command
     hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=name)(task)()
-
-
-def _guarded(command: str, cfg: DictConfig) -> float | None:
-    """The command on resolved settings; its expected endings become an exit status."""
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-    from omegaconf import OmegaConf
-
-    from gancli.errors import Diverged, UserError
-
-    logging.captureWarnings(True)
-    settings: Any = OmegaConf.to_container(cfg, resolve=True)
-    hydra = HydraConfig.get()
-    try:
-        if command == "train":
-            from pathlib import Path
-
-            from gancli.train import objective
-            from gancli.train import run as train_run
-
-            trained = train_run(settings, folder=Path(hydra.runtime.output_dir), overrides=list(hydra.overrides.task))
-            if isinstance(trained.stopped_by, signal.Signals):
-                sys.exit(128 + trained.stopped_by)
-            return objective(trained, settings["objective"])
-        elif command == "sample":
-            from gancli.sample import run as sample_run
-
-            sample_run(settings)
-        elif command == "doctor":
-            from gancli.doctor import run as doctor_run
-
-            doctor_run(settings, OmegaConf.to_container(hydra.launcher))  # type: ignore[arg-type]
-        elif command == "report":
-            from gancli.report import run as report_run
-
-            report_run(settings)
-        elif command == "theory":
-            from gancli.theory import run as theory_run
-
-            theory_run(settings)
-        else:
-            from gancli.evaluate import run as evaluate_run
-
-            evaluate_run(settings)
-    except RuntimeError as error:
-        if place().alone or not _connection(error):
-            raise
-        if _first_to_tell():
-            print("gancli: error: another process of this run ended without a word; was it killed?", file=sys.stderr)
-        sys.exit(1)
-    except (UserError, Diverged, OSError) as error:
-        if hydra.mode == RunMode.MULTIRUN:  # the other jobs of a sweep still run; the first failure is told again
-            logging.getLogger(__name__).error("this job failed: %s", error)
-            direction = hydra.sweeper.get("direction")
-            if isinstance(error, Diverged) and direction is not None:
-                return float("inf" if str(direction).endswith("minimize") else "-inf")  # a search goes on
-            raise
-        sys.exit(_ended(error))
-    return None
-
-
-def _ended(error: Exception) -> int:
-    """Tells an expected ending and returns its exit status."""
-    from gancli.errors import Collapsed, Diverged
-
-    diverged = isinstance(error, Diverged)
-    word = "collapsed" if isinstance(error, Collapsed) else "diverged" if diverged else "error"
-    if _first_to_tell():
-        where = "" if place().first or not isinstance(error, OSError) else f"process {place().rank}: "
-        text = _worded(error) if isinstance(error, OSError) else str(error)
-        print(f"gancli: {word}: {where}{text}", file=sys.stderr)
-    return 1 if diverged else 2
-
-
-def _first_to_tell() -> bool:
-    """Whether no other process of this run has told of an error; the others end because of it, or of the same."""
-    distributed = sys.modules.get("gancli.distributed")
-    return place().first if distributed is None else distributed.first_to_fail()
 
 
 def _resumed(overrides: list[str]) -> list[str]:
@@ -265,24 +155,13 @@ def _complete(argv: list[str]) -> int:
     os.environ["COMP_LINE"] = line.replace(f" {command}", "", 1)
     import hydra
 
+    from gancli import tasks
     from gancli.config import config_dir
 
     sys.argv = [program, *argv]
     with contextlib.suppress(SystemExit):
-        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=command)(train)()
+        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=command)(tasks.train)()
     return 0
-
-
-def _worded(error: OSError) -> str:
-    where = f"{error.filename}: " if error.filename else ""
-    return f"{where}{error.strerror or error}; nothing that was saved before is lost"
-
-
-def _connection(error: RuntimeError) -> bool:
-    """Whether a message between processes did not come through."""
-    import torch.distributed as dist
-
-    return isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "onnection", "NCCL"))
 
 
 def _refuse(text: str) -> int:

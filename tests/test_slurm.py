@@ -18,7 +18,6 @@ SMALL = [*TINY, "device.threads=1", "diagnostic=none", "train.images=640"]
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.xdist_group("slurm"),
     pytest.mark.skipif(shutil.which("slurmctld") is None, reason="no Slurm here (Debian: slurm-wlm)"),
     pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="a Slurm of one's own needs root"),
 ]

@@ -20,8 +20,8 @@ class MLPGenerator(Generator):
 
     fourier: frequency, in periods per unit of noise, of random sines and cosines of the noise that join it, so
     that a map with steep steps is learned soon (Tancik et al., NeurIPS 2020, eq. 5); 0 for none.
-    spread: the kinks of the first layer's units pass through random points within ±spread; 0 for all through the origin,
-    where a map of few noise dimensions can hardly bend elsewhere.
+    spread: the kinks of the first layer's units pass through random points within ±spread; 0 for all through the
+    origin, where a map of few noise dimensions can hardly bend elsewhere.
     """
 
     def __init__(

@@ -197,6 +197,8 @@ class Monitor:
         }
         values |= {f"lr/{player}": optimizer.lr for player, optimizer in trainer.optimizers.items()}
         values["speed/images_per_second"] = (images - self._last_images) / max(now - self._last_time, 1e-9)
+        if game.stream.device.type == "cuda":
+            values["memory/peak_gib"] = torch.cuda.max_memory_allocated(game.stream.device) / 2**30
         self._last_images, self._last_time = images, now
         self.latest = values
         for name, value in values.items():

@@ -6,6 +6,7 @@ import json
 import logging
 import multiprocessing
 import os
+import threading
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -103,9 +104,18 @@ def _perform(chapters: list[Chapter], folder: Path, settings: Mapping[str, Any])
             pool.shutdown(wait=False, cancel_futures=True)
 
 
+def _leave() -> None:
+    """Ends this process with the one that started it, however that ended: its runs go on when it is said again."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
 def _quiet() -> None:
     import torch
 
+    threading.Thread(target=_leave, daemon=True).start()
     torch.set_num_threads(1)
     logging.disable(logging.INFO)
     os.environ["TQDM_DISABLE"] = "1"

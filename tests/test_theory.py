@@ -2,6 +2,9 @@
 
 import json
 import re
+import subprocess
+import sys
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -92,3 +95,29 @@ def test_what_stands_on_the_page_is_escaped():
     Balanced().feed(text)
     assert "<x>" not in text and "a &lt; b" in text and "1 &amp; 2" in text and "&quot;quoted&quot;" in text
     assert re.search(r'name="viewport"', text), "readable on a phone"
+
+
+@pytest.mark.slow
+def test_a_killed_report_leaves_no_process_behind(tmp_path):
+    """And what was trained is trained no more when it is said again: that is tested above."""
+    words = ["theory", "chapters=[memorisation]", "jobs=2", f"out={tmp_path}/it"]
+    process = subprocess.Popen([sys.executable, "-m", "gancli", *words], stderr=subprocess.DEVNULL)
+
+    def children():
+        listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True).stdout
+        return [int(pid) for pid in listed.split() if Path(f"/proc/{pid}").exists()]
+
+    try:
+        began = time.monotonic()
+        while not list(tmp_path.glob("it/runs/*/metrics.jsonl")):
+            time.sleep(0.2)
+            assert time.monotonic() - began < 120
+        workers = children()
+        assert len(workers) >= 2
+    finally:
+        process.kill()
+        process.wait()
+    began = time.monotonic()
+    while any(Path(f"/proc/{pid}").exists() for pid in workers):
+        time.sleep(0.2)
+        assert time.monotonic() - began < 20

@@ -30,7 +30,7 @@ class ModeCollapse(Chapter):
             Experiment(
                 name=_name(method, seed),
                 overrides=("experiment=mode_collapse", f"seed={seed}", *overrides),
-                minutes=0.5,
+                minutes=0.3,
             )
             for method, overrides in METHODS.items()
             for seed in range(self.seeds)

@@ -41,7 +41,7 @@ class Capacity(Chapter):
         "With enough capacity the saddle point is p = q; with too little the generator cannot get there. "
         "With too much for the data, D learns the training images by heart, and then so does G."
     )
-    widths = (4, 16, 64, 256, 512)
+    widths = (4, 16, 64, 256)
 
     def experiments(self) -> list[Experiment]:
         return [
@@ -99,12 +99,12 @@ class Memorisation(Chapter):
                 name=f"memorisation-{limit or 'all'}",
                 overrides=(
                     "experiment=capacity",
-                    "network.generator.width=512",
-                    "network.discriminator.width=512",
+                    "network.generator.width=256",
+                    "network.discriminator.width=256",
                     f"dataset.limit={limit or 'null'}",
                 ),
                 evaluate=MEASURE,
-                minutes=3,
+                minutes=1.5,
             )
             for limit in self.limits
         ]

@@ -70,7 +70,9 @@ class SaddlePoint(Chapter):
     def _networks() -> list[Experiment]:
         """A game of two small networks, without and with a penalty."""
         common: tuple[str, ...] = ("experiment=mode_collapse", *(f"network.{p}.width=32" for p in PLAYERS))
-        common += ("checkpoint.every=200_000", "checkpoint.keep=4", "diagnostic=[eigenvalues,path_angle]")
+        common += tuple(w for p in PLAYERS for w in (f"optimizer.{p}.lr=1e-3", f"optimizer.{p}.betas=[0.0,0.99]"))
+        common += ("train.images=600_000", "checkpoint.every=150_000", "checkpoint.keep=4")
+        common += ("diagnostic=[eigenvalues,path_angle]",)
         return [
             Experiment(name="networks-minimax", overrides=common, minutes=0.4),
             Experiment(name="networks-r1", overrides=(*common, "penalty=[r1]"), minutes=0.4),

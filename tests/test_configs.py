@@ -134,3 +134,12 @@ def test_every_experiment_trains_for_a_few_steps(name, cli, pictures):
     result = cli("train", f"experiment={name}", *extra, *small)
     assert result.status == 0, result.err
     assert Path("run/samples.png").exists()
+
+
+def test_an_experiment_without_its_penalties(cli):
+    """What it says of them is of no use then; what is typed of a penalty that is not there is a mistake."""
+    words = ["train", "experiment=gaussian_ring", "penalty=none", "train.images=256", "evaluation.every=null"]
+    result = cli(*words, "device=cpu", "hydra.run.dir=run")
+    assert result.status == 0, result.err
+    refused = cli(*words, "+penalty.r1.weight=1.0")
+    assert refused.status == 2 and "penalty.r1.weight=1.0: nothing reads this setting" in refused.err

@@ -70,6 +70,7 @@ class Objective(Chapter):
                     "law@dataset.law=gaussian_mixture",
                     f"loss={loss}",
                     *("penalty.r1.weight=0.01", "penalty.r2.weight=0.01"),  # else D is smoother than the best one
+                    "train.images=600_000",
                     "diagnostic=[optimal_discriminator,objective,inverse_transform]",
                 ),
                 minutes=1.0,

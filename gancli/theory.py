@@ -88,20 +88,20 @@ def _perform(chapters: list[Chapter], folder: Path, settings: Mapping[str, Any])
     jobs = settings["jobs"] or os.cpu_count() or 1
     log.info("%s runs, %s at once, in %s", len(experiments), jobs, folder)
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(jobs, len(experiments)), mp_context=spawn, initializer=_quiet) as pool:
+    pool = ProcessPoolExecutor(min(jobs, len(experiments)), mp_context=spawn, initializer=_quiet)
+    try:
         # The longest first, so that none is left to run alone at the end.
         order = sorted(experiments.values(), key=lambda each: -each.minutes)
         waiting = {pool.submit(_experiment, each, folder / each.name, settings["length"]): each for each in order}
-        try:
-            for done, future in enumerate(as_completed(waiting), start=1):
-                log.info("%s of %s: %s %s", done, len(waiting), waiting[future].name, future.result())
-        except BrokenProcessPool:
-            raise UserError(
-                f"out={folder.parent}: a run's process was killed, for want of memory perhaps; say it again with a "
-                "smaller jobs=: what is done is not done again"
-            ) from None
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        for done, future in enumerate(as_completed(waiting), start=1):
+            log.info("%s of %s: %s %s", done, len(waiting), waiting[future].name, future.result())
+    except BrokenProcessPool:
+        raise UserError(
+            f"out={folder.parent}: a run's process was killed, for want of memory perhaps; say it again with a "
+            "smaller jobs=: what is done is not done again"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)  # not by `with`, which would call the waiting ones back
 
 
 def _leave() -> None:
@@ -135,7 +135,7 @@ def _experiment(experiment: Experiment, folder: Path, length: float) -> str:
         raise UserError(f"out={folder.parent.parent}: {folder.name} there is another one; choose another out=")
     ended = "finished"
     try:
-        if train.run(settings, folder=folder, overrides=words):
+        if train.run(settings, folder=folder, overrides=words).stopped_by is not None:
             raise UserError(f"{folder}: stopped by a signal; say it again, and it goes on")
     except Diverged as error:
         ended = f"ended: {str(error).splitlines()[0]}"

@@ -14,6 +14,7 @@ h1 { line-height: 1.2; } h2 { margin-top: 3rem; border-top: 1px solid var(--line
 .statement { border-left: 4px solid #3b6fb6; padding: .3rem .9rem; background: var(--soft); }
 figure { margin: 1.2rem 0; } figcaption, caption { font-size: .88rem; opacity: .8; text-align: left; }
 img { max-width: 100%; height: auto; background: white; border-radius: 4px; }
+@media (max-width: 40rem) { figure { overflow-x: auto; } img { max-width: none; max-height: 17rem; } }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; }
 th, td { padding: .25rem .7rem .25rem 0; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top; }
 pre { overflow-x: auto; background: var(--soft); padding: .7rem; font-size: .8rem; } nav a { display: block; }

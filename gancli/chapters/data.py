@@ -9,6 +9,7 @@ from gancli.page import Picture, Table
 from gancli.pictures import png
 from gancli.plots import BLUE, GREY, RED, drawn, figure
 
+NAN = float("nan")  # of a run that ended before
 MEASURE = ("metric=[fid,memorisation]", "reference=holdout", "count=2_000")
 _HEAD = [
     "FID to held-out images",
@@ -62,16 +63,18 @@ class Capacity(Chapter):
         found = {width: _last(folder / f"capacity-{width}") for width in self.widths}
         table = Table(["width", *_HEAD], [[str(width), *_cells(values)] for width, values in found.items()])
         made, (quality, players, copies) = figure(3, width=3.8, height=3.4)
-        quality.plot(self.widths, [values["fid"] for values in found.values()], "o-", color=BLUE)
+        quality.plot(self.widths, [values.get("fid", NAN) for values in found.values()], "o-", color=BLUE)
         quality.set(title="FID to held-out images", xscale="log", xlabel="width", yscale="log")
         for name, label, color in (
             ("on_train", "training images", BLUE),
             ("on_holdout", "held-out images", RED),
         ):
-            players.plot(self.widths, [values[name] for values in found.values()], "o-", color=color, label=label)
+            players.plot(
+                self.widths, [values.get(name, NAN) for values in found.values()], "o-", color=color, label=label
+            )
         players.set(title="D says real of", xscale="log", xlabel="width", ylim=(0, 1.02))
         players.legend(frameon=False)
-        copies.plot(self.widths, [values["nearer_to_train"] for values in found.values()], "o-", color=BLUE)
+        copies.plot(self.widths, [values.get("nearer_to_train", NAN) for values in found.values()], "o-", color=BLUE)
         copies.axhline(0.5, color=GREY, linestyle="--", linewidth=0.8)
         copies.set(title="samples nearer to a training image", xscale="log", xlabel="width", ylim=(0, 1.02))
         parts: list[Table | Picture | str] = [

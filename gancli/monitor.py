@@ -44,20 +44,10 @@ class Silent:
     def __init__(self) -> None:
         self.latest: dict[str, float] = {}
 
-    def begin(self, trainer: Trainer) -> None:
-        """Nothing."""
+    def _nothing(self, *what: Any) -> None:
+        pass
 
-    def watch(self, trainer: Trainer, record: Record) -> None:
-        """Nothing."""
-
-    def end(self, trainer: Trainer) -> None:
-        """Nothing."""
-
-    def rewind(self, trainer: Trainer) -> None:
-        """Nothing."""
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Nothing."""
+    begin = watch = end = rewind = load_state = _nothing
 
 
 class Monitor:

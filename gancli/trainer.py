@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import signal
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from gancli import parallel
 from gancli.checkpoint import Checkpoints
 from gancli.datasets.base import Dataset
+from gancli.distributed import Team
 from gancli.ema import EMA
 from gancli.errors import Diverged
 from gancli.evaluation import Evaluation
@@ -22,11 +24,6 @@ from gancli.optimizers import ScheduledOptimizer
 from gancli.runtime import random_state, set_random_state
 from gancli.signals import Signals
 from gancli.updates import Stage, Update
-
-if TYPE_CHECKING:
-    import signal
-
-    from gancli.distributed import Team
 
 log = logging.getLogger(__name__)
 PLAYERS = ("generator", "discriminator")

@@ -61,7 +61,7 @@ def test_exit_statuses_of_the_process():
 def test_help_of_a_command(cli, command):
     out = cli(command, "--help").out
     assert f"gancli {command}:" in out
-    assert "device: auto, cpu, cuda" in out
+    assert "device: auto, cpu, cuda" in out or command == "report", "which computes nothing"
     assert out.count(f"\n  gancli {command}") >= 3, "three examples"
     if command == "train":
         assert "loss: hinge, least_squares, minimax" in out

@@ -141,5 +141,5 @@ def test_an_experiment_without_its_penalties(cli):
     words = ["train", "experiment=gaussian_ring", "penalty=none", "train.images=256", "evaluation.every=null"]
     result = cli(*words, "device=cpu", "hydra.run.dir=run")
     assert result.status == 0, result.err
-    refused = cli(*words, "+penalty.r1.weight=1.0")
+    refused = cli(*words, "penalty.r1.weight=1.0")
     assert refused.status == 2 and "penalty.r1.weight=1.0: nothing reads this setting" in refused.err

@@ -16,6 +16,7 @@ from gancli.datasets.digits import Digits
 from gancli.evaluation import Evaluation
 from gancli.metrics.evaluator import Evaluator
 from gancli.monitor import Monitor
+from gancli.runtime import Runtime
 from gancli.trainer import Trainer
 from gancli.watch import Watch
 
@@ -324,7 +325,7 @@ def test_fid_within_each_class_of_a_run_with_labels(train):
 def test_numbers_below_2_are_refused(tmp_path, key):
     with pytest.raises(ValueError, match=f"{key}=1: at least 2"):
         Evaluation(
-            tmp_path, metric={}, dataset=None, labelled=False, device=torch.device("cpu"), watch=Watch(), **{key: 1}
+            tmp_path, metric={}, dataset=None, labelled=False, runtime=Runtime(kind="cpu"), watch=Watch(), **{key: 1}
         )
 
 

@@ -35,7 +35,7 @@ def normal(count: int, rng: torch.Generator) -> Tensor:
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_slices_of_the_ranks_make_the_draw_of_one_process(world_size: int) -> None:
     whole = Stream(seeded("noise"), device=CPU)
-    ranks = [Stream(seeded("noise"), device=CPU, rank=rank, world_size=world_size) for rank in range(world_size)]
+    ranks = [Stream(seeded("noise"), device=CPU, part=rank, parts=world_size) for rank in range(world_size)]
     for _ in range(3):
         together = torch.cat([stream.take(normal, 8 // world_size) for stream in ranks])
         assert torch.equal(together, whole.take(normal, 8))

@@ -91,7 +91,9 @@ def test_bad_input_is_refused_in_a_line(cli, trained, words, text):
 
 def test_what_stands_on_the_page_is_escaped():
     parts = ["a < b", Table(["<x>"], [["1 & 2"]], "<c>"), Picture(b"\x89PNG", '"quoted"')]
-    text = page([Section(title="<t>", statement="s < t", parts=parts, commands=["gancli train a=<b>"])])
+    text = page(
+        "a < b", "c & d", [Section(title="<t>", statement="s < t", parts=parts, commands=["gancli train a=<b>"])]
+    )
     Balanced().feed(text)
     assert "<x>" not in text and "a &lt; b" in text and "1 &amp; 2" in text and "&quot;quoted&quot;" in text
     assert re.search(r'name="viewport"', text), "readable on a phone"

@@ -136,7 +136,8 @@ def test_only_for_losses_with_a_closed_form(tmp_path):
 
 def test_after_training_the_picture_lies_in_the_run_folder(cli):
     words = [word for word in TINY if not word.startswith(("network.", "prior.", "train."))]
-    words += ["experiment=inverse_transform", "train.images=2048", "hydra.run.dir=run"]
+    words += ["experiment=inverse_transform", "loss=nonsaturating", "train.images=2048", "hydra.run.dir=run"]
+    words += ["diagnostic=[inverse_transform,optimal_discriminator]"]
     result = cli("train", *words)
     assert result.status == 0, result.err
     assert "the learned map is" in Path("run/train.log").read_text()

@@ -36,7 +36,7 @@ SHOWN = {  # number -> its heading, in order
     "fid": "FID",
     "precision": "precision",
     "recall": "recall",
-    "nearer_to_train": "nearer to train",
+    "closer_than_holdout": "copies",
 }
 
 

@@ -44,8 +44,8 @@ class Memorisation(Metric):
 
     def __call__(self, generated: Samples, real: Samples, dataset: Dataset) -> dict[str, float]:
         whole, held = self._side("train", real, dataset), self._side("holdout", real, dataset)
-        train, fake = whole[subset(len(whole), len(held))], generated.take(self.count)
-        to_train, to_held = nearest(fake, train)[0][:, 0], nearest(fake, held)[0][:, 0]
+        fake, even = generated.take(self.count), min(len(whole), len(held))
+        to_train, to_held = (nearest(fake, some[subset(len(some), even)])[0][:, 0] for some in (whole, held))
         to_whole = nearest(fake, whole)[0][:, 0]
         fresh = nearest(held, whole)[0][:, 0].sort().values
         alike = min(len(fake), len(held))  # the more there are, the closer together they lie

@@ -56,6 +56,15 @@ def test_new_images_are_as_near_to_either_part(score):
     assert found["closer_than_holdout"] == pytest.approx(0.5, abs=0.08)
 
 
+def test_few_training_images_meet_as_few_held_out_ones(features):
+    rows = torch.arange(600)
+    few = Images(blobs(600, "data"), train=rows[:50], held=rows[50:])
+    real = Samples(*few.reference("train", 50), features=features)
+    new, copies = (Samples(i, features=features) for i in (blobs(800, "new"), few.reference("train", 50)[0]))
+    assert Memorisation()(new, real, few)["nearer_to_train"] == pytest.approx(0.5, abs=0.1)
+    assert Memorisation()(copies, real, few)["nearer_to_train"] == 1
+
+
 @pytest.mark.parametrize("count", [200, 800, 3000])
 def test_new_images_are_no_duplicates_however_many(score, count):
     assert score(blobs(count, "new"))["duplicates"] < 0.06

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gancli import config, pictures
-from gancli.checkpoint import Checkpoints, Unreadable, read
+from gancli.checkpoint import Checkpoints, Unreadable, read, write_whole
 from gancli.config import build
 from gancli.datasets.base import Dataset
 from gancli.datasets.folder import Pictures
@@ -31,10 +32,11 @@ PLAIN = {
     "resolution": int | list[int] | None,
     "checkpoint": str | int,
     "weights": Literal["ema", "raw"],
-    "count": int,
+    "out": str | None,
+    "count": int | None,
     "seed": int,
     "reference": Literal["train", "holdout"],
-    "reference_count": int,
+    "reference_count": int | None,
     "data": str | None,
     "cache": str,
     "batch_size": int,
@@ -46,15 +48,19 @@ def run(settings: dict[str, Any]) -> list[Row]:
     """Evaluates what `settings` ask for, prints a table, and returns its rows. Raises UserError, OSError."""
     config.check(settings, PLAIN)
     for key, least in {"count": 2, "reference_count": 2, "batch_size": 1}.items():
-        if settings[key] < least:
+        if settings[key] is not None and settings[key] < least:
             raise UserError(f"{key}={settings[key]}: at least {least}")
-    if (settings["run"] is None) == (settings["folders"] is None):
+    asked = settings["run"] if isinstance(settings["run"], list) else [settings["run"]]
+    if (asked in ([], [None])) == (settings["folders"] is None):
         raise UserError("run=…: name one or more run folders, or instead folders=[generated,real]")
+    if not settings["metric"].keys() - {"features"}:
+        raise UserError("metric=[]: name at least one, such as metric=[fid]")
     runtime = build(settings["device"], key="device")
     if settings["folders"] is not None:
         rows = [_folders(settings, runtime)]
     else:
-        asked = settings["run"] if isinstance(settings["run"], list) else [settings["run"]]
+        settings = {**settings, "count": settings["count"] or 10_000}
+        settings["reference_count"] = settings["reference_count"] or 60_000
         parts = ("prior", "network.generator", "dataset")
         folders = [Path(str(one)).expanduser() for one in asked]
         trained = [config.load_run(folder, trust=settings["trust"], parts=parts) for folder in folders]
@@ -85,14 +91,17 @@ def _short(value: float | None) -> str:
 
 
 def _run(folder: Path, trained: dict[str, Any], settings: Mapping[str, Any], runtime: Runtime) -> list[Row]:
-    found = list(_checkpoints(folder, settings["checkpoint"]))
+    found = _checkpoints(folder, settings["checkpoint"])  # one after the other: all of them may not fit in memory
+    first = next(found, None)
+    if first is None:
+        raise UserError(f"checkpoint={settings['checkpoint']}: none in {folder / 'checkpoints'} can be read")
     dataset = build(config.moved(trained["dataset"], settings["data"]), key="dataset")
-    evaluator = _evaluator(settings, dataset, runtime, labelled=bool(found[0][1]["num_classes"]))
+    evaluator = _evaluator(settings, dataset, runtime, labelled=bool(first[1]["num_classes"]))
     log.info("%s: %s", folder, _spoken(evaluator))
     rows = _real(evaluator, settings["count"])
     prior = build(trained["prior"], key="prior")
     noise = noise_rows(prior, settings["count"], seed=settings["seed"])
-    for file, state in found:
+    for file, state in itertools.chain([first], found):
         generator = runtime.place(generator_of(trained, state, prior, which=settings["weights"], file=file))
         labels = evaluator.labels(settings["count"]) if generator.num_classes else None
         made = generated(generator, runtime, noise, labels, batch_size=settings["batch_size"])
@@ -131,10 +140,13 @@ def _evaluator(settings: Mapping[str, Any], dataset: Dataset, runtime: Runtime, 
         device=runtime.device,
         cache=Path(settings["cache"]).expanduser(),
         reference=settings["reference"],
-        reference_count=settings["reference_count"],
+        reference_count=settings["reference_count"] or len(dataset),
     )
     if made is None:
-        raise UserError(f"metric=[{','.join(asked)}]: none of them means anything for this data and these features")
+        raise UserError(
+            f"metric=[{','.join(asked)}]: none of them means anything for this data and these features; "
+            "fid, kid and precision_recall suit any images, inception_score those with metric/features=classifier"
+        )
     if asked - made.metrics.keys():
         log.info("left out, since they mean nothing here: %s", ", ".join(sorted(asked - made.metrics.keys())))
     return made
@@ -172,28 +184,36 @@ def _folders(settings: Mapping[str, Any], runtime: Runtime) -> Row:
     """One folder of images against another, no run needed."""
     if len(settings["folders"]) != 2:
         raise UserError(f"folders={settings['folders']}: two of them, [generated,real]")
-    made, real = (
-        Pictures(path=path, resolution=settings["resolution"], cache=settings["cache"], key="folders")
-        for path in settings["folders"]
-    )
+    try:
+        made, real = (
+            Pictures(path=path, resolution=settings["resolution"], cache=settings["cache"], key="folders")
+            for path in settings["folders"]
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    if len(made) < 2:
+        raise UserError(f"folders={settings['folders']}: {len(made)} generated image is too few to measure")
     if made.shape != real.shape:
         raise UserError(
             f"resolution=null: images of {made.shape[1:]} and {real.shape[1:]} pixels; give one size for both"
         )
     evaluator = _evaluator(settings, real, runtime, labelled=False)
     log.info("%s", _spoken(evaluator))
-    samples = Samples(made.reference("train", settings["count"])[0], features=evaluator.features)
-    values = evaluator(samples)
-    about = {"samples": len(samples), "by": "evaluate", "folders": settings["folders"]}
-    return row_for(str(settings["folders"][0]), values, {**evaluator.protocol(), **about})
+    samples = Samples(made.reference("train", settings["count"] or len(made))[0], features=evaluator.features)
+    log.info("%s of %s generated images (%s)", f"{len(samples):,}", f"{len(made):,}", samples.hash)
+    about = {"samples": len(samples), "samples_hash": samples.hash, "by": "evaluate", "folders": settings["folders"]}
+    row = row_for(str(settings["folders"][0]), evaluator(samples), {**evaluator.protocol(), **about})
+    if settings["out"] is not None:
+        write_whole(Path(settings["out"]).expanduser(), (json.dumps(row, indent=2) + "\n").encode())
+    return row
 
 
 def _spoken(evaluator: Evaluator) -> str:
     features = evaluator.features
-    accuracy = f", {100 * features.accuracy:.2f} % right" if features and features.accuracy is not None else ""
-    how = (
-        "" if features is None else f"; features {features.name} ({features.hash}{accuracy}), resize {features.resize}"
-    )
+    how = ""
+    if features is not None:
+        accuracy = "" if features.accuracy is None else f", {100 * features.accuracy:.2f} % right"
+        how = f"; features {features.name} ({features.hash}{accuracy}), resize {evaluator.resize}"
     return f"against {len(evaluator.real):,} real samples ({evaluator.split}, {evaluator.real.hash}){how}"
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gancli.checkpoint import write_whole
 from gancli.datasets.base import Dataset
-from gancli.errors import Collapsed
+from gancli.errors import Collapsed, UserError
 from gancli.game import looking
 from gancli.metrics import evaluator as evaluators
 from gancli.metrics.base import Samples
@@ -66,6 +66,11 @@ class Evaluation:
                 cache=Path(cache).expanduser(),
                 reference_count=reference_count,
             )
+            if self.evaluator is None:
+                lost = f"evaluation: none of metric=[{','.join(metric.keys() - {'features'})}] suits this data"
+                if watch.action != "warn":
+                    raise UserError(f"{lost}, so watch.action={watch.action} has nothing to look at; choose another")
+                log.info("%s: there will be no best checkpoint and no watch", lost)
         self.first: float | None = None
         self.best: float | None = None
         self.best_images, self.healthy, self.rollbacks = 0, 0, 0
@@ -90,7 +95,8 @@ class Evaluation:
     def _judged(self, trainer: Trainer, samples: Samples, began: float) -> str | None:
         """Measures, writes and warns; returns what is bad enough to act on."""
         assert self.evaluator is not None
-        values = self.evaluator(samples) | {"diversity": variance(samples) / variance(self.evaluator.real)}
+        real = variance(self.evaluator.real)
+        values = self.evaluator(samples) | {"diversity": variance(samples) / real if real else 1.0}
         name, better = self.evaluator.best
         shares = self.evaluator.dataset.mode_shares
         known = {"modes_share": values["modes"] / len(shares)} if "modes" in values and shares is not None else {}
@@ -99,8 +105,9 @@ class Evaluation:
         )
         serious = [finding for finding in findings if finding.serious]
         now, best = values[name], self.best
+        if math.isfinite(now) and self.first is None:
+            self.first = now
         if math.isfinite(now) and (best is None or (now < best if better == "lower" else now > best)):
-            self.first = now if self.first is None else self.first
             self.best, self.best_images = now, trainer.images
             trainer.checkpoints.save_best(trainer.state(), images=trainer.images)
         if not serious:
@@ -164,6 +171,10 @@ class Evaluation:
         if state["scale"] == self._scale:  # another metric's best is not ours
             self.first, self.best, self.best_images = state["first"], state["best"], state["best_images"]
         self.healthy, self.rollbacks, self.watch.norms = state["healthy"], state["rollbacks"], list(state["norms"])
+
+    def kept(self) -> dict[str, Any]:
+        """What a way back to an older checkpoint does not undo: the best is still there, and time was spent."""
+        return {name: getattr(self, name) for name in ("first", "best", "best_images", "seconds", "rollbacks")}
 
     def rewind(self, images: int) -> None:
         """Forgets the rows of this run's own past `images` images."""

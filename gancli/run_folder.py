@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timezone
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,7 @@ def describe(folder: Path, settings: Mapping[str, Any], *, overrides: list[str])
         "overrides": overrides,
         "versions": {"gancli": __version__, "python": platform.python_version()}
         | {name: metadata.version(name) for name in packages},
-        "git_commit": _commit(),
+        "git_commit": commit(),
     }
     record = {"starts": [*_starts(folder), facts]}
     write_whole(folder / "run.json", json.dumps(record, indent=2).encode())
@@ -119,7 +120,8 @@ def _starts(folder: Path) -> list[Any]:
         return []
 
 
-def _commit() -> str | None:
+@cache
+def commit() -> str | None:
     """Commit of the checkout that the package runs from, with "+changes" where files differ from it."""
     here = Path(__file__).resolve().parent.parent
     if not (here / ".git").exists():

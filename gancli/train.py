@@ -106,13 +106,18 @@ def assemble(settings: Mapping[str, Any], *, folder: Path) -> Trainer:
             f"pack={settings['pack']}: penalty {name} sets the norm of one sample's gradient, and a pack has "
             "one logit; use penalty=[r1] or penalty=[r1,r2]"
         )
+    augment = build(settings["augment"], key="augment")
+    try:
+        augment.draws_for(dataset.shape)
+    except ValueError as error:
+        raise UserError(f"augment: {error}; use augment=none") from None
     game = Game(
         generator=generator,
         discriminator=discriminator,
         loss=loss,
         prior=prior,
         stream=runtime.stream(seed),
-        augment=build(settings["augment"], key="augment"),
+        augment=augment,
         penalties=penalties,
         autocast=runtime.autocast,
     )

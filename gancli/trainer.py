@@ -197,16 +197,15 @@ class Trainer:
 
         Raises `error` where the watch was not told to do so, did it too often, or has no checkpoint.
         """
-        watch, rollbacks = self.evaluation.watch, self.evaluation.rollbacks
+        watch, kept = self.evaluation.watch, self.evaluation.kept()
         self.team.wait()  # until the first process has written all that it was to write
         state = self.checkpoints.newest(up_to=up_to) if watch.action == "rollback" else None
-        if state is None or rollbacks >= watch.rollbacks:
+        if state is None or kept["rollbacks"] >= watch.rollbacks:
             raise error
-        seconds, best = self.seconds, (self.evaluation.best, self.evaluation.best_images)
+        seconds = self.seconds
         self.load_state(state)
-        # Neither time nor count goes back, and the best checkpoint is still there.
-        self.seconds, self.evaluation.rollbacks = seconds, rollbacks + 1
-        self.evaluation.best, self.evaluation.best_images = best
+        self.seconds = seconds
+        vars(self.evaluation).update(kept, rollbacks=kept["rollbacks"] + 1)
         for optimizer in self.optimizers.values():
             optimizer.lr_factor *= watch.lower_lr
         self.team.wait()  # until all have read

@@ -4,11 +4,13 @@
     scripts/measure_experiments.py gaussian_ring gaussian_grid
     scripts/measure_experiments.py mnist --seeds 0 1 2 -- dataset.root=data update=alternating train.minutes=5
     scripts/measure_experiments.py --evaluate outputs/a outputs/b
+    scripts/measure_experiments.py --curve outputs/a
     scripts/measure_experiments.py --write
 
 What follows `--` goes to `gancli train` and is part of a row's name. Results are kept in docs/experiments.json, a
 record per run; `--write` only puts the table into README.md, `--evaluate` records runs that
-were trained by hand with experiment=… and seed=…. Runs on few images (dataset.limit) are measured against
+were trained by hand with experiment=… and seed=…, `--curve` draws FID, precision and recall of all the checkpoints of
+one into docs/. Runs on few images (dataset.limit) are measured against
 the held-out part, so that copies of those few earn nothing; all others against the training part.
 """
 
@@ -24,6 +26,9 @@ import sys
 import tempfile
 from collections import defaultdict
 from pathlib import Path
+
+from gancli.pictures import png
+from gancli.plots import BLUE, RED, drawn, figure
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "experiments.json"
@@ -47,10 +52,22 @@ def trained(experiment: str, seed: int, overrides: list[str], run: Path) -> Path
     return run
 
 
+def about(run: Path) -> tuple[dict, dict[str, str]]:
+    """The last start of a run as run.json has it, and what was typed at any."""
+    starts = json.loads((run / "run.json").read_text())["starts"]
+    typed = dict(word.lstrip("+").split("=", 1) for start in starts for word in start["overrides"])
+    return starts[-1], {key: value for key, value in typed.items() if key != "resume"}
+
+
+def device(run: Path) -> str:
+    """What the run says of where it computed."""
+    lines = [line for line in (run / "train.log").read_text().splitlines() if "device: " in line]
+    return lines[-1].partition("device: ")[2]
+
+
 def measured(run: Path) -> dict:
     """Evaluates the last checkpoint of a run; everything that a table or a doubter may want to know."""
-    about = json.loads((run / "run.json").read_text())["starts"][-1]
-    typed = dict(word.lstrip("+").split("=", 1) for word in about["overrides"])
+    start, typed = about(run)
     experiment, seed = typed.pop("experiment"), int(typed.pop("seed"))
     typed.pop("hydra.run.dir", None)
     samples = 26_000 if experiment.startswith("stacked_mnist") else 10_000  # PacGAN's number
@@ -62,11 +79,30 @@ def measured(run: Path) -> dict:
         "experiment": experiment,
         "overrides": [f"{key}={value}" for key, value in typed.items()],
         "seed": seed,
-        "machine": f"{os.cpu_count()} cores {platform.machine()}",
-        "git_commit": about["git_commit"],
-        "torch": about["versions"]["torch"],
+        "machine": f"{os.cpu_count()} cores {platform.machine()}, {device(run)}",
+        "git_commit": start["git_commit"],
+        "torch": start["versions"]["torch"],
         "evaluation": row,
     }
+
+
+def curve(run: Path) -> Path:
+    """Draws how good the samples of each checkpoint are over the minutes of training; returns the picture."""
+    words = [f"run={run}", "checkpoint=all", "count=10_000", "metric=[fid,precision_recall]"]
+    subprocess.run([sys.executable, "-m", "gancli", "evaluate", *words], check=True)
+    count = len(list((run / "checkpoints").glob("images-*.pt")))
+    rows = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()[-count:]]
+    minutes = [row["seconds"] / 60 for row in rows]
+    made, (distance, shares) = figure(2)
+    distance.plot(minutes, [row["values"]["fid"] for row in rows], "o-", color=BLUE)
+    distance.set(title="FID, in the features of a classifier", xlabel="minutes", yscale="log")
+    for name, color in {"precision": BLUE, "recall": RED}.items():
+        shares.plot(minutes, [row["values"][name] for row in rows], "o-", color=color, label=name)
+    shares.set(title="precision and recall", xlabel="minutes", ylim=(0, 1))
+    shares.legend(frameon=False)
+    file = RESULTS.parent / f"curve-{about(run)[1]['experiment']}.png"
+    file.write_bytes(png(drawn(made)))
+    return file
 
 
 def keep(record: dict) -> None:
@@ -125,11 +161,14 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, help="folder for the run folders; a temporary one where not given")
     parser.add_argument("--evaluate", nargs="+", type=Path, default=[], help="run folders that were trained before")
+    parser.add_argument("--curve", type=Path, help="run folder that kept many checkpoints: checkpoint.keep=100")
     parser.add_argument("--write", action="store_true", help="only put the tables into README.md")
     options = parser.parse_args(arguments)
     folder = (options.runs or Path(tempfile.mkdtemp(prefix="gancli-"))).resolve()
     for run in options.evaluate:
         keep(measured(run))
+    if options.curve:
+        print(curve(options.curve))
     for experiment in options.experiments:
         for seed in options.seeds:
             keep(measured(trained(experiment, seed, overrides, folder / f"{experiment}-{seed}")))

@@ -78,6 +78,21 @@ def test_all_checkpoints_and_tensorboard(cli, train):
     assert [event.value for event in events] == pytest.approx([row["values"]["fid"] for row in found])
 
 
+def test_no_checkpoint_can_be_read(cli, copied):
+    for file in (copied / "checkpoints").glob("*.pt"):
+        file.write_bytes(b"damaged")
+    result = cli("evaluate", f"run={copied}", "checkpoint=all", *FEW)
+    assert result.status == 2 and "checkpoint=all: none in" in result.err
+
+
+@pytest.mark.parametrize(
+    "words", [["run=[]"], ["run={copied}", "metric=[]"], ["run={copied}", "metric=[inception_score]", *FEW]]
+)
+def test_nothing_to_measure(cli, copied, words):
+    result = cli("evaluate", *(word.format(copied=copied) for word in words))
+    assert result.status == 2 and "Traceback" not in result.err and result.err.count("\n") == 1
+
+
 def test_several_runs_in_one_table(cli, copied, train):
     train("seed=5")
     result = cli("evaluate", f"run=[{copied},run]", *FEW, "metric=[fid]")
@@ -117,6 +132,19 @@ def test_two_folders_without_a_run(cli, tmp_path):
     everything = cli("evaluate", "folders=[made,real]")
     assert everything.status == 0 and "left out, since they mean nothing here: line, memorisation" in everything.err
     assert not list(tmp_path.glob("*.jsonl"))
+    some = cli("evaluate", "folders=[made,real]", "metric=[fid]", "count=5", "resolution=8", "out=row.json")
+    assert some.status == 0 and "5 of 12 generated images" in some.err
+    row = json.loads((tmp_path / "row.json").read_text())
+    assert (row["samples"], row["reference_count"], row["resize"]) == (5, 15, "crop to 8x8, Lanczos")
+    assert len(row["samples_hash"]) == len(row["reference_hash"]) == 16
+
+
+def test_one_picture_is_no_folder_to_measure(cli, tmp_path):
+    pictures(tmp_path / "made", 1)
+    pictures(tmp_path / "real", 15, seed=1)
+    for folders, words in {"[made,real]": [], "[real,made]": [], "[real,real]": ["resolution=0"]}.items():
+        result = cli("evaluate", f"folders={folders}", "metric=[fid]", *words)
+        assert result.status == 2 and "Traceback" not in result.err
 
 
 def test_folders_of_different_sizes(cli, tmp_path):

@@ -293,6 +293,26 @@ def test_the_best_checkpoint_survives_a_rollback(cli, monkeypatch):
     assert (best["images"], best["evaluation"]["rollbacks"]) == (64, 0), "the one with 1.0, not those with 4.0 and 3.0"
 
 
+def test_lost_quality_is_still_seen_after_a_rollback_to_before_the_first_evaluation(cli, monkeypatch):
+    from gancli.metrics.evaluator import Evaluator
+
+    values = iter([5.0, 500.0, *[500.0] * 9])  # after 32, and 64; back to 24, then bad for good
+    monkeypatch.setattr(Evaluator, "__call__", lambda self, samples: {"fid": next(values)})
+    words = [*ROLLBACK, "train.batch_size=8", "checkpoint.every=24", "watch.diversity=0", "watch.rollbacks=1"]
+    result = start(cli, *words)
+    assert result.status == 1 and "back to 24 images" in result.err
+    assert "gancli: collapsed: after 32 images: quality was lost: fid is 500" in result.err
+
+
+def test_nothing_to_look_at(cli):
+    words = [word for word in TINY if "channels" not in word]
+    words += ["dataset=swiss_roll", "network=mlp", "hydra.run.dir=run", "evaluation.every=32"]
+    result = cli("train", *words, "watch.action=stop")
+    assert result.status == 2 and "watch.action=stop has nothing to look at" in result.err
+    result = cli("train", *words)
+    assert result.status == 0 and "no best checkpoint and no watch" in result.err
+
+
 def test_a_run_made_to_collapse_is_told_so(cli):
     words = [word for word in TINY if "channels" not in word]
     words += ["dataset=gaussian_ring", "network=mlp", "train.batch_size=64", "train.images=6400", "log.pictures=6400"]

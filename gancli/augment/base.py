@@ -23,7 +23,7 @@ class Augment(ABC):
     draws: int = 0
 
     def draws_for(self, shape: Sequence[int]) -> int:
-        """How many that is for samples of `shape`, where it depends on it."""
+        """How many that is for samples of `shape`. Raises ValueError where it does not suit them."""
         return self.draws
 
     def prepare(self, progress: float) -> None:  # noqa: B027
@@ -89,14 +89,16 @@ class ImageAugment(Augment):
         if self.schedule is not None:
             self.p = float(at(self.schedule, progress))
 
+    def draws_for(self, shape: Sequence[int]) -> int:
+        if len(shape) != 3:
+            raise ValueError(f"{type(self).__name__} needs images, these samples are of shape {tuple(shape)}")
+        return self.draws
+
     @property
     def strength(self) -> Tensor | float:
         return self.p
 
     def __call__(self, images: Tensor, uniform: Tensor) -> Tensor:
-        if images.ndim != 4:
-            name = type(self).__name__
-            raise ValueError(f"augment: {name} needs images (B, C, H, W), these samples are {tuple(images.shape)}")
         if isinstance(self.p, float) and self.p == 0.0:
             return images
         images = images.to(torch.promote_types(images.dtype, torch.float32))

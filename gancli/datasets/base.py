@@ -28,12 +28,14 @@ class Dataset(ABC):
     num_classes: number of classes, 0 where the data is unlabelled.
     mode_shares: (K,) probability of each mode where modes can be counted, else None.
     law: of points on the line, else None.
+    resize: what was done to the size of the images when they were read.
     """
 
     shape: tuple[int, ...]
     num_classes: int = 0
     mode_shares: Tensor | None = None
     law: Law | None = None
+    resize: str = "none"
 
     @abstractmethod
     def __len__(self) -> int:

@@ -50,6 +50,9 @@ class Decoding:
     channels: Literal[1, 3]
     fit: Literal["crop", "stretch"]
 
+    def __str__(self) -> str:
+        return f"{self.fit} to {self.height}x{self.width}, Lanczos"
+
     def __call__(self, content: bytes) -> np.ndarray[Any, Any]:
         """Raises what Pillow raises on what is no picture, and its bomb error on one too large to be meant."""
         with Image.open(io.BytesIO(content), formats=FORMATS) as opened:

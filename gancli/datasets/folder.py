@@ -54,6 +54,7 @@ class Folder(Images):
         classes = _classes(names, depth, path) if labels else None
         count = 0 if classes is None else int(classes.max()) + 1
         super().__init__(images, classes, train=train, held=held, num_classes=count, limit=limit, flip=flip)
+        self.resize = str(decoding)
 
 
 class Pictures(Images):
@@ -65,8 +66,10 @@ class Pictures(Images):
     def __init__(self, *, path: str, resolution: int | list[int] | None, cache: str, key: str) -> None:
         source = Source(Path(path).expanduser(), key=key)
         sides = _sides(resolution) if resolution is not None else source.sides()
-        images, _ = decoded(source, Decoding(*sides, channels=3, fit="crop"), root=Path(cache).expanduser())
+        decoding = Decoding(*sides, channels=3, fit="crop")
+        images, _ = decoded(source, decoding, root=Path(cache).expanduser())
         super().__init__(images, train=torch.arange(len(images)), held=torch.arange(0))
+        self.resize = "none" if resolution is None else str(decoding)
 
 
 class CelebA(Images):
@@ -88,11 +91,8 @@ class CelebA(Images):
         cache: str = "~/.cache/gancli",
     ) -> None:
         base = Path(root).expanduser() / "celeba"
-        images, names = decoded(
-            Source(_faces(base, download)),
-            Decoding(*_sides(resolution), channels=3, fit="crop"),
-            root=Path(cache).expanduser(),
-        )
+        decoding = Decoding(*_sides(resolution), channels=3, fit="crop")
+        images, names = decoded(Source(_faces(base, download)), decoding, root=Path(cache).expanduser())
         held = torch.arange(len(names)) % 10 == 0
         partition = base / "list_eval_partition.txt"
         if partition.is_file():
@@ -100,6 +100,7 @@ class CelebA(Images):
             held = torch.tensor([Path(name).name in test for name in names])
         train = torch.nonzero(~held)[:, 0]
         super().__init__(images, train=train, held=torch.nonzero(held)[:, 0], limit=limit, flip=flip)
+        self.resize = str(decoding)
 
 
 def _faces(base: Path, download: bool) -> Path:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Iterable, Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,8 +17,11 @@ from gancli import __version__
 from gancli.config import build
 from gancli.datasets.base import Dataset, Split, subset, to_bytes
 from gancli.errors import UserError
-from gancli.metrics.base import Better, Metric, Samples
+from gancli.metrics.base import Better, Metric, Samples, digest
 from gancli.metrics.features import Features
+from gancli.run_folder import commit
+
+log = logging.getLogger(__name__)
 
 
 class Evaluator:
@@ -48,6 +55,12 @@ class Evaluator:
         """The number that says which checkpoint is the best: the first of the first metric."""
         return next(iter(next(iter(self.metrics.values())).values.items()))
 
+    @property
+    def resize(self) -> str:
+        """What was done to the size of images, on reading and by the extractor."""
+        done = [self.dataset.resize, "none" if self.features is None else self.features.resize]
+        return ", then ".join(each for each in done if each != "none") or "none"
+
     def labels(self, count: int) -> Tensor:
         """Classes (count,) of samples to be made, as often as in the reference."""
         assert self.real.labels is not None
@@ -60,10 +73,14 @@ class Evaluator:
         return Samples(torch.cat(kept), labels, features=self.features)
 
     def __call__(self, samples: Samples) -> dict[str, float]:
-        """Every number of every metric."""
+        """Every number of every metric; NaN for those of one that fails on such samples, such as equal ones."""
         values: dict[str, float] = {}
-        for metric in self.metrics.values():
-            values |= metric(samples, self.real, self.dataset)
+        for name, metric in self.metrics.items():
+            try:
+                values |= metric(samples, self.real, self.dataset)
+            except (ArithmeticError, np.linalg.LinAlgError) as error:
+                log.warning("metric %s: %s", name, error)
+                values |= dict.fromkeys(metric.values, math.nan)
         return values
 
     def protocol(self) -> dict[str, Any]:
@@ -73,14 +90,17 @@ class Evaluator:
             "reference": self.split,
             "reference_count": len(self.real),
             "reference_hash": self.real.hash,
+            "reference_labels_hash": None if self.real.labels is None else digest(self.real.labels),
+            "torch_fidelity": metadata.version("torch-fidelity"),
             "gancli": __version__,
+            "git_commit": commit(),
         }
         if self.features is not None:
             protocol |= {
                 "features": self.features.name,
                 "features_hash": self.features.hash,
                 "features_accuracy": self.features.accuracy,
-                "resize": self.features.resize,
+                "resize": self.resize,
             }
         return protocol
 

@@ -131,7 +131,13 @@ class Registered(Features):
         # torch-fidelity finds files of torch hub by itself, and some of its classes take no path.
         given = {} if weights is None else {"feature_extractor_weights_path": str(path)}
         with torch.random.fork_rng(devices=[]):  # its layers draw weights before they are given some
-            self.network = kind(extractor, self.order, verbose=False, **given).to(device)
+            try:
+                self.network = kind(extractor, self.order, verbose=False, **given).to(device)
+            except Exception as error:  # whatever it says of weights that are not its own, or of code that it lacks
+                raise UserError(
+                    f"metric.features.weights={weights}: torch-fidelity cannot make {extractor} of {path}: "
+                    f"{str(error).partition(chr(10))[0]}; metric/features=random needs none"
+                ) from None
         self.features_layer, self.logits_layer = layers["fid"], layers["isc"]
         self.names_classes = self.features_layer != self.logits_layer
         self.device, self.name = device, extractor

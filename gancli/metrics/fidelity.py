@@ -66,7 +66,10 @@ class KID(Metric):
 
 
 class InceptionScore(Metric):
-    """exp E KL(p(y|x) || p(y)), with the classes of the extractor (Salimans et al., NeurIPS 2016, section 4)."""
+    """exp E KL(p(y|x) || p(y)), with the classes of the extractor (Salimans et al., NeurIPS 2016, section 4).
+
+    splits: parts that it is the mean of (fewer where there are fewer samples).
+    """
 
     values: ClassVar[dict[str, Better]] = {"inception_score": "higher"}
 
@@ -80,7 +83,8 @@ class InceptionScore(Metric):
     def __call__(self, generated: Samples, real: Samples, dataset: Dataset) -> dict[str, float]:
         from torch_fidelity.metric_isc import isc_features_to_metric
 
-        found = isc_features_to_metric(generated.logits, splits=self.splits)
+        logits = generated.logits
+        found = isc_features_to_metric(logits, splits=min(self.splits, len(logits)))
         return {
             "inception_score": found["inception_score_mean"],
             "inception_score_std": found["inception_score_std"],
@@ -91,7 +95,7 @@ class PrecisionRecall(Metric):
     """Share of generated samples within the real manifold, and of real ones within the generated.
 
     A manifold is a union of balls up to the `neighbours`-th neighbour (Kynkäänniemi et al., NeurIPS 2019,
-    eq. 1). count: samples of either side at most; the cost is its square.
+    eq. 1; fewer where there are fewer samples). count: samples of either side at most; the cost is its square.
     """
 
     values: ClassVar[dict[str, Better]] = {"precision": "higher", "recall": "higher"}

@@ -19,18 +19,18 @@ _DUPLICATE = 0.01  # quantile of the distances between real neighbours below whi
 class Memorisation(Metric):
     """Distances to training and held-out images in feature space.
 
-    nearer_to_train: share of samples that lie nearer to some training image than to any held-out one, among
-    as many of either; a generator that learned the law, not the data, has 0.5. closer_than_holdout: the
-    chance that a sample lies closer to the training images, all of them, than a held-out image does; 0.5
-    where samples are as new as those, 1 where each is a copy.
-    duplicates: share of samples with another sample nearer than all but 1 % of held-out images have one,
+    closer_than_holdout: the chance that a sample lies closer to the training images, all of them, than a held-out
+    image does; 0.5 where samples are as new as those, 1 where each is a copy. nearer_to_train: share of samples
+    that lie nearer to some training image than to any held-out one, among as many of either; a generator that
+    learned the law, not the data, has 0.5, and so has one that copies images of a set much larger than that.
+    duplicates: share of samples with another sample as near as only 1 % of held-out images have one,
     among as many of either.
     count: samples and held-out images at most.
     """
 
     values: ClassVar[dict[str, Better]] = {
-        "nearer_to_train": "lower",
         "closer_than_holdout": "lower",
+        "nearer_to_train": "lower",
         "duplicates": "lower",
     }
 
@@ -49,12 +49,13 @@ class Memorisation(Metric):
         to_whole = nearest(fake, whole)[0][:, 0]
         fresh = nearest(held, whole)[0][:, 0].sort().values
         alike = min(len(fake), len(held))  # the more there are, the closer together they lie
-        between, twins = (nearest(some[:alike], some[:alike], skip=1)[0][:, 0] for some in (held, fake))
+        among = (some[subset(len(some), alike)] for some in (held, fake))
+        between, twins = (nearest(some, some, skip=1)[0][:, 0] for some in among)
         ties = 0.5 * (to_train == to_held).double()
         return {
-            "nearer_to_train": float(((to_train < to_held).double() + ties).mean()),
             "closer_than_holdout": float(1 - torch.searchsorted(fresh, to_whole).double().mean() / len(fresh)),
-            "duplicates": float((twins < between.quantile(_DUPLICATE)).double().mean()),
+            "nearer_to_train": float(((to_train < to_held).double() + ties).mean()),
+            "duplicates": float((twins <= between.quantile(_DUPLICATE)).double().mean()),
         }
 
     def _side(self, part: Split, real: Samples, dataset: Dataset) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from torch.nn.utils import parametrizations
 
 from gancli.distributed import ALONE, team
@@ -223,6 +224,32 @@ def stages_for(image_shape: Sequence[int]) -> tuple[int, tuple[int, int]]:
             f"set dataset.resolution to a size that does, such as {below} or {below + unit}, or try network=mlp"
         )
     return stages, (height // unit, width // unit)
+
+
+def roomy(image_shape: Sequence[int]) -> tuple[int, ...]:
+    """The smallest shape from `image_shape` up that halves evenly; others than images as they are."""
+    shape = tuple(image_shape)
+    while len(shape) == 3 and min(shape[1:]) >= 8:
+        unit = 2 ** ((min(shape[1:]) // 4).bit_length() - 1)
+        larger = (shape[0], *(-(-side // unit) * unit for side in shape[1:]))
+        if larger == shape:
+            break
+        shape = larger
+    return shape
+
+
+class Centred(nn.Module):
+    """Maps (B, C, H, W) cropped, or padded with zeros, about their middle to `sides` (height, width)."""
+
+    def __init__(self, sides: Sequence[int]) -> None:
+        super().__init__()
+        self.sides = tuple(sides)
+
+    def forward(self, x: Tensor) -> Tensor:
+        more_h, more_w = (side - now for side, now in zip(self.sides, x.shape[2:], strict=True))
+        if more_h == more_w == 0:
+            return x
+        return pad(x, (more_w // 2, more_w - more_w // 2, more_h // 2, more_h - more_h // 2))
 
 
 def widths_for(stages: int, *, channels: int, max_channels: int) -> list[int]:

@@ -1,4 +1,7 @@
-"""The network of R3GAN (Huang et al., NeurIPS 2024, section 4, config E), for any size that halves to 4 .. 7 pixels."""
+"""The network of R3GAN (Huang et al., NeurIPS 2024, section 4, config E), for any size from 8x8 pixels up.
+
+Maps have the next size that halves evenly down to 4 .. 7 pixels, of which an image is the middle.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,13 @@ from torch.nn.functional import conv2d, leaky_relu
 
 from gancli.networks.base import Discriminator, Generator
 from gancli.networks.layers import (
+    Centred,
     LabelledNoise,
     Minibatch,
     ProjectionHead,
     he_,
     minibatch_layer,
+    roomy,
     stages_for,
     widths_for,
 )
@@ -45,7 +50,7 @@ class R3GANGenerator(Generator):
         expansion: int = 2,
     ) -> None:
         super().__init__(latent_dim=latent_dim, image_shape=image_shape, num_classes=num_classes)
-        stages, coarsest = stages_for(self.image_shape)
+        stages, coarsest = stages_for(roomy(self.image_shape))
         widths = widths_for(stages + 1, channels=channels, max_channels=max_channels)[::-1]
         self.noise = LabelledNoise(latent_dim, num_classes)
         self.linear = he_(nn.Linear(self.noise.features, widths[0], bias=False), slope=1)
@@ -54,11 +59,12 @@ class R3GANGenerator(Generator):
         for before, after in pairwise(widths):
             layers += [_mix(before, after), _Up(), *_blocks(after, blocks, len(widths), group_size, expansion)]
         self.stages = nn.Sequential(*layers)
+        self.fit = Centred(self.image_shape[1:])
         self.output = he_(nn.Conv2d(widths[-1], self.image_shape[0], 1, bias=False), slope=1)
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         coarsest = self.linear(self.noise(z, labels))[:, :, None, None] * self.basis
-        images: Tensor = self.output(self.stages(coarsest))
+        images: Tensor = self.output(self.fit(self.stages(coarsest)))
         return images
 
 
@@ -81,8 +87,10 @@ class R3GANDiscriminator(Discriminator):
         minibatch: Minibatch = "none",
     ) -> None:
         super().__init__(image_shape=image_shape, num_classes=num_classes)
-        stages, coarsest = stages_for(self.image_shape)
+        room = roomy(self.image_shape)
+        stages, coarsest = stages_for(room)
         widths = widths_for(stages + 1, channels=channels, max_channels=max_channels)
+        self.fit = Centred(room[1:])
         layers: list[nn.Module] = [he_(nn.Conv2d(self.image_shape[0], widths[0], 1, bias=False), slope=1)]
         for before, after in pairwise(widths):
             layers += [*_blocks(before, blocks, len(widths), group_size, expansion), _Down(), _mix(before, after)]
@@ -93,7 +101,7 @@ class R3GANDiscriminator(Discriminator):
         self.head = ProjectionHead(features, num_classes)
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
-        logits: Tensor = self.head(self.minibatch(self.stages(x)), labels)
+        logits: Tensor = self.head(self.minibatch(self.stages(self.fit(x))), labels)
         return logits
 
 

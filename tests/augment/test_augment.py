@@ -124,8 +124,8 @@ def test_precision_is_float32_under_autocast_too(make: Any) -> None:
 @MAKERS
 def test_points_are_refused(make: Any) -> None:
     augment = make()
-    with pytest.raises(ValueError, match=r"^augment: \w+ needs images \(B, C, H, W\), these samples are \(4, 2\)$"):
-        augment(torch.zeros(4, 2), numbers(augment, 4))
+    with pytest.raises(ValueError, match=r"^\w+ needs images, these samples are of shape \(2,\)$"):
+        augment.draws_for((2,))
 
 
 @pytest.mark.parametrize(

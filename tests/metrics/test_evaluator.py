@@ -1,5 +1,7 @@
 """Which metrics fit which data, what samples are measured against, and the protocol of a number."""
 
+from importlib import metadata
+
 import pytest
 import torch
 from test_configs import composed
@@ -11,10 +13,11 @@ from gancli.datasets.points import GaussianRing, Law1d, SwissRoll
 from gancli.errors import UserError
 from gancli.laws import Normal
 from gancli.metrics import evaluator as evaluators
-from gancli.metrics.base import Samples
+from gancli.metrics.base import Samples, digest
 from gancli.metrics.evaluator import Evaluator
 from gancli.metrics.features import Random
 from gancli.metrics.fidelity import FID, KID, PrecisionRecall
+from gancli.run_folder import commit
 
 CPU = torch.device("cpu")
 
@@ -107,7 +110,10 @@ def test_the_protocol_of_images(digits, random):
         "reference": "holdout",
         "reference_count": 50,
         "reference_hash": made.real.hash,
+        "reference_labels_hash": digest(made.real.labels),
+        "torch_fidelity": metadata.version("torch-fidelity"),
         "gancli": __version__,
+        "git_commit": commit(),
         "features": "random",
         "features_hash": random.hash,
         "features_accuracy": None,

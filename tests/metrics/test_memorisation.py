@@ -82,6 +82,16 @@ def test_repeated_samples_are_duplicates(score):
     )
 
 
+def test_duplicates_beside_held_out_ones_that_are(features):
+    held = torch.cat([blobs(180, "held"), blobs(10, "held"), blobs(10, "held")])
+    some = Images(torch.cat([blobs(200, "data"), held]), train=torch.arange(200), held=200 + torch.arange(200))
+    real = Samples(some.images[:200], features=features)
+    assert (
+        Memorisation()(Samples(blobs(1, "new").repeat(200, 1, 1, 1), features=features), real, some)["duplicates"] == 1
+    )
+    assert Memorisation()(Samples(blobs(200, "new"), features=features), real, some)["duplicates"] < 0.05
+
+
 def test_ties_count_half(features):
     same = blobs(100, "data")
     rows = torch.arange(100)

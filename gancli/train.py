@@ -106,6 +106,9 @@ def assemble(settings: Mapping[str, Any], *, folder: Path) -> Trainer:
             f"pack={settings['pack']}: penalty {name} sets the norm of one sample's gradient, and a pack has "
             "one logit; use penalty=[r1] or penalty=[r1,r2]"
         )
+    if loss.relativistic and len(dataset.shape) == 1:
+        for name in (name for name, penalty in penalties.items() if penalty.interval > 1):
+            log.warning("penalty.%s.interval: on points this loss fails with lazy penalties (R3GAN); take 1", name)
     augment = build(settings["augment"], key="augment")
     try:
         augment.draws_for(dataset.shape)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from conftest import TINY
 from torch import Tensor, nn
 
 from gancli.game import Game, Scored
@@ -194,3 +195,13 @@ def test_weight_may_be_a_schedule_and_zero_switches_off() -> None:
 def test_bad_settings_are_named(make: type[Penalty], settings: dict[str, float], named: str) -> None:
     with pytest.raises(ValueError, match=f"^{named}: "):
         make(**settings)
+
+
+def test_lazy_penalties_on_points_are_warned_of(cli):
+    words = [word for word in TINY if "channels" not in word]
+    words += ["dataset=gaussian_ring", "network=mlp", "penalty=[r1,r2]"]
+    for loss, interval, told in (("relativistic", 4, 1), ("relativistic", 1, 0), ("nonsaturating", 4, 0)):
+        result = cli(
+            "train", *words, f"loss={loss}", f"penalty.r2.interval={interval}", f"hydra.run.dir={loss}{interval}"
+        )
+        assert result.status == 0 and result.err.count("penalty.r2.interval: on points") == told

@@ -62,12 +62,12 @@ class Simultaneous(Update):
     and the last factor is known, up to a number per sample, from D's own backward pass; or exactly
     from R2. Otherwise D is passed through a second time.
 
-    Where D has nearly no gradient of its own to rescale, or none (hinge, past its margin), it is lent one of
-    `least` of the generator's: far below what rounding does to D's gradient, and enough for all the digits of G's.
+    Where D has nearly no gradient of its own to rescale, or none (hinge, past its margin), it is lent `least` of the
+    generator's: nothing beside D's others, and far enough above float32's 1e-38 for G's to keep its digits.
     """
 
     capturable = True
-    least = 1e-12
+    least = 1e-25
 
     def stages(self, game: Game, draw: Draw, *, step: int, progress: float) -> Iterator[Stage]:
         samples, labels = draw(0)

@@ -86,11 +86,12 @@ class Recorded:
 
     def __init__(self, work: Work, recorder: Recorder, what: str) -> None:
         self.work, self.recorder, self.what = work, recorder, what
-        self.runs, self.replay = 0, partial(recorder.run, work)
+        self.runs = 0
+        self.replay: Work = partial(recorder.run, work)
 
     def __call__(self) -> None:
-        if self.runs == WARM_UP and (replays := recorded(self.recorder, [self.work], self.what)):
-            (self.replay,) = replays  # type: ignore[assignment]
+        if self.runs == WARM_UP:
+            (self.replay,) = recorded(self.recorder, [self.work], self.what) or [self.replay]
         self.runs += 1
         self.replay()
 

@@ -30,7 +30,6 @@ class EMA:
             raise ValueError(f"ramp_up={ramp_up}: a positive share of the images seen, or null for no ramp-up")
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
         self.half_life, self.ramp_up = half_life, ramp_up
-
         self.replay: Recorded | None = None
 
     def record(self, recorder: Recorder, network: nn.Module) -> None:

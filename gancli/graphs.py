@@ -180,6 +180,7 @@ class Replayed(Update):
             (strength, lambda _: game.augment.strength),
             *((factor, penalty.factor) for factor, penalty in zip(factors, game.penalties.values(), strict=True)),
         ]
+        self.known: dict[Tensor, float] = {}  # what stands there
         self.gradients: dict[Tensor, Tensor] = {}  # of each parameter
         self.scripts: dict[tuple[bool, ...], _Script] = {}
 
@@ -198,7 +199,11 @@ class Replayed(Update):
     def _number(self, progress: float) -> None:
         for place, number in self.numbers:
             value = number(progress)
-            place.copy_(value) if isinstance(value, Tensor) else place.fill_(value)
+            if isinstance(value, Tensor):
+                place.copy_(value)
+            elif value != self.known.get(place):  # most stay as they are, and each costs a launch
+                self.known[place] = value
+                place.fill_(value)
 
     def _play(self, script: _Script, draw: Draw, begin: Callable[[], Iterator[Stage]]) -> Iterator[Stage]:
         if script.runs == WARM_UP and self.recordable:
@@ -271,7 +276,5 @@ def apply(trainer: Trainer, make: Callable[[], Recorder]) -> None:
     for player, optimizer in trainer.optimizers.items():
         if not optimizer.record(recorder):
             kind = type(optimizer.optimizer).__name__
-            log.warning(
-                "device.cuda_graph: the %s's updates go on without: %s reads numbers of them on the host", player, kind
-            )
+            log.warning("device.cuda_graph: the %s's updates go on without: %s is not capturable", player, kind)
     trainer.ema.record(recorder, trainer.game.generator)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cmath
 from pathlib import Path
 from typing import ClassVar
 
@@ -50,7 +51,7 @@ _FALLING = 0.85  # of the first distance and of that at half of the run, of whic
 
 def _pulled(gamma: float) -> complex:
     """-gamma/2 + sqrt(gamma^2/4 - f'(0)^2), f'(0) = 1/2 (Mescheder et al., ICML 2018, section 3)."""
-    return complex(-gamma / 2 + (gamma**2 / 4 - 0.25 + 0j) ** 0.5)
+    return cmath.sqrt(gamma**2 / 4 - 0.25) - gamma / 2
 
 
 AT_REST: dict[str, tuple[tuple[str, ...], complex]] = {  # name -> overrides, the eigenvalue at the equilibrium

@@ -175,9 +175,9 @@ def judged(share: NDArray[np.float64], cosines: NDArray[np.float64]) -> tuple[st
         if abs(place - 1) > _NEAR:
             text += f"its sign changes at {place:.2f} of the way, not at the end, which is no equilibrium"
         elif c[changes[nearest]] > 0:
-            text += "its sign changes at the end, which attracts"
+            text += "its sign changes at the end, which attracts along this way"
         else:
-            text += "its sign changes at the end from minus to plus, so the end repels"
+            text += "its sign changes at the end from minus to plus, so the end repels along this way"
     return text + (f"; a bump of {bump:.2f} there tells of rotation" if bump > 0.1 else ""), numbers
 
 

@@ -67,6 +67,42 @@ class OptimisticAdam(OptimisticSGD):
                 self._move(weight, mean / (square.sqrt() + eps), group["lr"])
 
 
+class ClippedSGD(torch.optim.SGD):
+    """Gradient descent, after which every number is put back into [-clip, clip].
+
+    For the discriminator with loss=wasserstein, whose steepness it bounds (Arjovsky et al., ICML 2017, section 3).
+    """
+
+    def __init__(self, params: Iterable[nn.Parameter], *, lr: float = 1e-2, clip: float = 0.01) -> None:
+        super().__init__(params, lr=lr)
+        _clip_after_steps(self, clip)
+
+
+class ClippedRMSprop(torch.optim.RMSprop):
+    """The same after RMSprop's step: the first Wasserstein GAN's (Arjovsky et al., ICML 2017, algorithm 1)."""
+
+    def __init__(
+        self, params: Iterable[nn.Parameter], *, lr: float = 5e-5, alpha: float = 0.99, clip: float = 0.01
+    ) -> None:
+        super().__init__(params, lr=lr, alpha=alpha)
+        _clip_after_steps(self, clip)
+
+
+def _clip_after_steps(optimizer: torch.optim.Optimizer, clip: float) -> None:
+    if clip <= 0:
+        raise ValueError(f"clip={clip}: a bound above 0")
+    for group in optimizer.param_groups:
+        group["clip"] = clip  # in the group, where schedules and checkpoints look for settings
+    optimizer.register_step_post_hook(_clip)
+
+
+@torch.no_grad()
+def _clip(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    for group in optimizer.param_groups:
+        for weight in group["params"]:
+            weight.clamp_(-group["clip"], group["clip"])
+
+
 def _moves(value: Any) -> bool:
     return isinstance(value, Schedule) or (isinstance(value, (list, tuple)) and any(map(_moves, value)))
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from gancli import config, train
+from gancli import config, graphs, train
 from gancli.errors import UserError
 from gancli.trainer import Trainer
 
@@ -75,9 +75,10 @@ def _measured(trainer: Trainer) -> Costs:
     trainer.saved = -1
     trainer.monitor.begin(trainer)
     record = trainer.train_step()
-    trainer.train_step()
-    trainer.monitor.watch(trainer, record)
     round_ = max([1, *(penalty.interval for penalty in trainer.game.penalties.values())])
+    for _ in range(graphs.WARM_UP * round_ if isinstance(trainer.update, graphs.Replayed) else 1):
+        trainer.train_step()
+    trainer.monitor.watch(trainer, record)
     began, steps = time.monotonic(), 0
     while steps < LEAST or steps % round_ or time.monotonic() - began < SECONDS:
         trainer.monitor.watch(trainer, trainer.train_step())

@@ -46,8 +46,8 @@ class Penalty(ABC):
         """Whether it takes part in `step`."""
         return step % self.interval == 0 and at(self.weight, progress) > 0
 
-    def factor(self, progress: float) -> float:
-        """What the mean of the values is multiplied by."""
+    def factor(self, progress: float) -> Tensor | float:
+        """What the mean of the values is multiplied by: a number, 0-dim where a tensor."""
         return float(at(self.weight, progress)) * self.interval
 
     @abstractmethod

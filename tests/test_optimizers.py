@@ -4,10 +4,11 @@ from functools import partial
 
 import pytest
 import torch
+from recording import Graphs
 from torch import nn
 
 from gancli.optimizers import ScheduledOptimizer
-from gancli.schedules import Constant, Linear
+from gancli.schedules import BurnIn, Constant, Linear
 
 
 def parameter() -> nn.Parameter:
@@ -85,3 +86,28 @@ def test_an_exact_resume_goes_on_as_before() -> None:
     resumed.optimizer.load_state_dict(optimizer.optimizer.state_dict())
     go(second, resumed, range(3, 6))
     assert torch.equal(second, straight)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        partial(torch.optim.Adam, lr=0.5, betas=[0.5, BurnIn(start=0.5, value=0.75, until=0.25)], fused=True),
+        partial(torch.optim.Adam, lr=Linear(start=0.5, end=0.25), betas=[0.5, 0.75], fused=True),
+        partial(torch.optim.SGD, lr=0.5, momentum=0.5),
+        partial(torch.optim.SGD, lr=BurnIn(start=0.5, value=0.25, until=0.25)),
+    ],
+)
+def test_replays_follow_every_setting(make: partial[torch.optim.Optimizer]) -> None:
+    found = []
+    for made in (None, Graphs()):
+        p, gradient = parameter(), torch.empty(2)
+        optimizer = ScheduledOptimizer(make, [p])
+        if made is not None:
+            assert optimizer.record(made)
+        for step in range(16):
+            optimizer.lr_factor = 1.0 if step < 10 else 0.5
+            p.grad = gradient.copy_(torch.tensor([step + 1.0, -0.5]))
+            optimizer.step(step / 16)
+        assert made is None or made.replayed > 2
+        found.append(p.detach())
+    assert torch.equal(*found)

@@ -70,7 +70,7 @@ def run(
     runs: of a sweep of which `settings` are one; 0 for none. Raises UserError, Diverged, OSError.
     """
     awake = time.process_time()  # what starting Python and importing took
-    settings = {**settings, "penalty": train.chosen(settings["penalty"], overrides)}
+    settings = {**settings, "penalty": train._chosen(settings["penalty"], overrides)}
     if settings["resume"] not in ("auto", "never"):
         settings, _ = run_folder.continued(Path(settings["resume"]).expanduser(), settings, overrides=overrides)
     config.check(settings, train.PLAIN)

@@ -29,7 +29,7 @@ def run(settings: dict[str, Any], *, folder: Path, overrides: list[str]) -> Trai
 
     Raises UserError, Diverged, OSError.
     """
-    settings = {**settings, "penalty": chosen(settings["penalty"], overrides)}
+    settings = {**settings, "penalty": _chosen(settings["penalty"], overrides)}
     team = distributed.team()
     folder = team.said(folder.resolve)
     with run_folder.locked(folder) if team.first else nullcontext():
@@ -56,7 +56,7 @@ def run(settings: dict[str, Any], *, folder: Path, overrides: list[str]) -> Trai
         return trainer
 
 
-def chosen(penalties: Mapping[str, Any], overrides: list[str]) -> dict[str, Any]:
+def _chosen(penalties: Mapping[str, Any], overrides: list[str]) -> dict[str, Any]:
     """Without what an experiment says of penalties that were then not chosen: experiment=mnist penalty=none."""
     typed = {
         override.lstrip("+").split(".")[1] for override in overrides if override.lstrip("+").startswith("penalty.")

@@ -165,7 +165,7 @@ class Images(Dataset):
         if self.images.nbytes > self.resident_bytes:
             key = (size, seed, world_size)
             if key not in self._ahead:
-                self._ahead[key] = Ahead(lambda step, rank: self.images[rows(step, rank)])
+                self._ahead[key] = Ahead(self.images, rows)
             read = self._ahead[key](step, rank)
         images, labels = self._gather(rows(step, rank), read)
         if self.flip:

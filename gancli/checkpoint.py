@@ -16,11 +16,14 @@ import threading
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from gancli.errors import UserError
+
+if TYPE_CHECKING:
+    from gancli.distributed import Team
 
 log = logging.getLogger(__name__)
 _NAME = re.compile(r"images-(\d{12})\.pt")
@@ -96,6 +99,18 @@ class Checkpoints:
             except Unreadable as error:
                 log.warning("%s is passed over: %s", file, error)
         return None
+
+    def newest_for(self, team: Team, *, up_to: int | None = None) -> dict[str, Any] | None:
+        """The same for all processes: the first one chooses, the others read that very file. Raises UserError."""
+        found = None
+
+        def look() -> int | None:
+            nonlocal found
+            found = self.newest(up_to=up_to)
+            return None if found is None else int(found["images"])
+
+        images = team.said(look)
+        return found if images is None or team.first else self.pick(images)[1]
 
     def pick(self, which: str | int) -> tuple[Path, dict[str, Any]]:
         """The checkpoint called "last", "best" or by its number of images. Raises UserError."""

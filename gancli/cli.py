@@ -22,6 +22,7 @@ QUIET = [  # of a process that is not the first: it leaves no folder and no log
     *("hydra.run.dir=.", "hydra.sweep.dir=.", "hydra.sweep.subdir=.", "hydra.output_subdir=null"),
     *("hydra/job_logging=disabled", "hydra/hydra_logging=disabled"),
 ]
+SWEEP, SHOWN = {"-m", "--multirun"}, {"--cfg", "-c", "--help", "-h", "--info", "-i"}
 USAGE = """gancli {version}: train generative adversarial networks from composed YAML
 
 usage: gancli COMMAND [group=choice …] [key=value …]
@@ -79,7 +80,10 @@ def _dispatch(command: str, overrides: list[str]) -> int:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions come to us, who word them
     try:
         if command == "train":
-            overrides = _launched(_resumed(overrides))
+            try:
+                overrides = _launched(_lasting(_resumed(overrides)))
+            except UserError as error:
+                return _refuse(str(error))
         _hydra(command, overrides)
     except (HydraException, OmegaConfBaseException) as error:  # some of them are OSErrors too
         from gancli.hints import explain
@@ -92,7 +96,11 @@ def _dispatch(command: str, overrides: list[str]) -> int:
             return ended(error.__cause__)
         if "Config group override must be" in str(error):
             return _refuse(f"{error}; a group has no null, name a choice (penalty=none for no penalty)")
-        raise
+        if "No trials are completed" in str(error):  # Optuna's, of numbers that were all NaN
+            return _refuse("hydra/sweeper: no run of this search ended in a number to compare; see objective=…")
+        return _of_the_launcher(error)
+    except RuntimeError as error:
+        return _of_the_launcher(error)
     except KeyboardInterrupt:
         return 130
     except SystemExit as end:
@@ -106,7 +114,7 @@ def _hydra(command: str, overrides: list[str]) -> None:
     from gancli import tasks
     from gancli.config import config_dir
 
-    quiet = [] if place().first else QUIET
+    quiet = [] if place().first else [*QUIET, f"hydra.sweep.dir='{_elsewhere()}'"]
     if command == "doctor":
         from gancli.sweeps import one_of
 
@@ -119,6 +127,17 @@ def _hydra(command: str, overrides: list[str]) -> None:
     task = tasks.doctor(runs) if command == "doctor" else getattr(tasks, command)
     name = "train" if command == "doctor" else command
     hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=name)(task)()
+
+
+def _elsewhere() -> str:
+    """A folder for what Hydra writes of a sweep in every process; it goes with this one."""
+    import atexit
+    import shutil
+    import tempfile
+
+    folder = tempfile.mkdtemp(prefix="gancli-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _resumed(overrides: list[str]) -> list[str]:
@@ -134,17 +153,31 @@ def _resumed(overrides: list[str]) -> list[str]:
     folder = Path(which).expanduser()
     if not (folder / "config.yaml").is_file():
         raise UserError(f"resume={which}: not a run folder, it has no config.yaml; or say resume=auto or resume=never")
-    if {"-m", "--multirun"} & set(overrides):
+    if SWEEP & set(overrides):
         raise UserError(f"resume={which}: continues one run, so not with -m; a sweep goes on with resume=auto")
     quoted = str(folder).replace("'", "\\'")
     return [*overrides[: given[-1] + 1], f"hydra.run.dir='{quoted}'", *overrides[given[-1] + 1 :]]
 
 
+def _lasting(overrides: list[str]) -> list[str]:
+    """Refuses what torchrun could not continue: its next attempt would work in a folder of another time."""
+    key = "hydra.sweep.dir" if SWEEP & set(overrides) else "hydra.run.dir"
+    again = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0 and not SHOWN & set(overrides)
+    if again and not any(text.startswith(f"{key}=") for text in overrides):
+        from gancli.errors import UserError
+
+        raise UserError(f"--max-restarts: a new attempt goes on where the last one saved; give {key}=FOLDER for that")
+    return overrides
+
+
 def _launched(overrides: list[str]) -> list[str]:
-    """A launcher, such as Slurm's, takes sweeps only: one run is a sweep of one."""
+    """A launcher, such as Slurm's, takes sweeps only: one run is a sweep of one, in the folder that it was given."""
     chosen = [text.partition("=")[2] for text in overrides if text.startswith("hydra/launcher=")]
-    given = not chosen or chosen[-1] == "basic" or {"-m", "--multirun", "--cfg", "-c", "--help"} & set(overrides)
-    return overrides if given else [*overrides, "--multirun"]
+    if not chosen or chosen[-1] == "basic" or (SWEEP | SHOWN) & set(overrides):
+        return overrides
+    given = [text.partition("=")[2] for text in overrides if text.startswith("hydra.run.dir=")]  # not read in a sweep
+    folder = [f"hydra.sweep.dir={given[-1]}", "hydra.sweep.subdir=."] if given else []
+    return [*(text for text in overrides if not text.startswith("hydra.run.dir=")), *folder, "--multirun"]
 
 
 def _complete(argv: list[str]) -> int:
@@ -166,6 +199,15 @@ def _complete(argv: list[str]) -> int:
     with contextlib.suppress(SystemExit):
         hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=command)(tasks.train)()
     return 0
+
+
+def _of_the_launcher(error: Exception) -> int:
+    from gancli.hints import of_the_launcher
+
+    text = of_the_launcher(error)
+    if text is None:
+        raise error
+    return _refuse(text)
 
 
 def _refuse(text: str) -> int:

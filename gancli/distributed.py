@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from gancli.errors import Diverged
 from gancli.launch import Place, place
 
 log = logging.getLogger(__name__)
@@ -71,11 +74,21 @@ class Team:
             yield self.gathered(make(torch.arange(at, at + batch).clamp(max=count - 1)))[: count - start]
 
     def said(self, word: Callable[[], T]) -> T:
-        """What the first process finds, in all of them; the others do not look."""
-        words: list[Any] = [word() if self.first else None]
-        if not self.alone:
-            dist.broadcast_object_list(words, src=0)
-        return words[0]  # type: ignore[no-any-return]
+        """What the first process finds, or the error that it meets, in all of them; the others do not look."""
+        if self.alone:
+            return word()
+        told: list[Any] = [None, None]
+        met: Exception | None = None
+        if self.first:
+            try:
+                told[0] = word()
+            except Exception as error:
+                error.__dict__["everywhere"] = True
+                met, told[1] = error, _portable(error)
+        dist.broadcast_object_list(told, src=0)
+        if told[1] is not None:
+            raise met or told[1]
+        return told[0]  # type: ignore[no-any-return]
 
     def largest(self, numbers: Sequence[float]) -> list[float]:
         """The largest of each number over the processes."""
@@ -92,12 +105,17 @@ class Team:
 
     @contextmanager
     def first_first(self) -> Iterator[None]:
-        """The first process does it, and leaves its caches, before the others do."""
+        """The first process does it, and leaves its caches, before the others do; they raise what it raised."""
         if not self.first:
-            self.wait()
-        yield
+            self.said(_nothing)
+        try:
+            yield
+        except Exception as error:
+            if self.first:
+                self.said(partial(_fail, error))
+            raise
         if self.first:
-            self.wait()
+            self.said(_nothing)
 
     def _at_my_place(self, rows: Tensor) -> Tensor:
         before, after = (torch.zeros_like(rows) for _ in range(2))
@@ -117,6 +135,30 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         return _Sum.apply(grads[0])  # type: ignore[no-any-return]
+
+
+def everywhere(error: Exception) -> bool:
+    """Whether every process of the run meets `error`, so that all go on to the same thing after it."""
+    return isinstance(error, Diverged) or bool(error.__dict__.get("everywhere"))
+
+
+def _portable(error: Exception) -> Exception:
+    """`error`, if it survives the way to another process, else one that says the same."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        plain = RuntimeError(f"{type(error).__name__}: {error}")
+        plain.__dict__["everywhere"] = True
+        return plain
+    return error
+
+
+def _nothing() -> None:
+    return None
+
+
+def _fail(error: Exception) -> NoReturn:
+    raise error
 
 
 ALONE = Team(Place())

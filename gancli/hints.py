@@ -33,6 +33,19 @@ def explain(error: Exception, command: str, overrides: list[str]) -> str:
     return re.sub(r"\s+", " ", "; ".join(lines[:3])) or type(error).__name__
 
 
+def of_the_launcher(error: Exception) -> str | None:
+    """One line for what submitit raises: no Slurm here, a job that it refused or that ended without a result."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None or not trace.tb_frame.f_globals.get("__name__", "").startswith("submitit."):
+        return None
+    text = str(error).partition("\nError stream")[0].partition("\nNo error stream")[0]
+    shown = " ".join(line.strip() for line in text.splitlines()[:3])
+    more = "; its log is in that folder" if "has not produced any output" in text else ""
+    return f"hydra/launcher: {shown}{more}"
+
+
 def known_keys(command: str) -> list[str]:
     """The groups, and the dotted keys of the command's default settings."""
     from hydra import compose, initialize_config_dir

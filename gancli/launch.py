@@ -46,9 +46,21 @@ def place(environment: Mapping[str, str] | None = None) -> Place:
             world_size=int(env["SLURM_STEP_NUM_TASKS"]),
             local_rank=int(env.get("SLURM_LOCALID", "0")),
             address=first_host(env.get("SLURM_STEP_NODELIST", "127.0.0.1")),
-            port=20_000 + int(env.get("SLURM_JOB_ID", "0")) % 40_000,
+            port=_port(env.get("SLURM_JOB_ID", "0")),
+        )
+    if env.get("SUBMITIT_EXECUTOR") == "local" and int(env.get("SUBMITIT_LOCAL_NTASKS", "1")) > 1:
+        return Place(  # submitit without Slurm: all on this machine
+            rank=int(env["SUBMITIT_LOCAL_GLOBALID"]),
+            world_size=int(env["SUBMITIT_LOCAL_NTASKS"]),
+            local_rank=int(env["SUBMITIT_LOCAL_LOCALID"]),
+            port=_port(env["SUBMITIT_LOCAL_JOB_ID"]),
         )
     return Place()
+
+
+def _port(job: str) -> int:
+    """The same in all processes of a job, and another one in most others."""
+    return 20_000 + int(job) % 40_000
 
 
 def restarted(environment: Mapping[str, str] | None = None) -> bool:

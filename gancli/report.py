@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,12 +125,13 @@ def _rows(file: Path) -> list[dict[str, Any]]:
 
 
 def _last_line(folder: Path) -> str:
-    """Of the log, without its date: why a job failed."""
+    """Of the log, without its date: why a job failed. Lines without a date are those of a traceback."""
     try:
         lines = (folder / "train.log").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return ""
-    return next((line.partition("] ")[2].rpartition("] - ")[2] or line for line in reversed(lines) if line.strip()), "")
+    dated = [line.split("] ", 1)[1] for line in lines if re.match(r"\[\d{4}-.*?\]\[.*?\]\[[A-Z]+\] ", line)]
+    return dated[-1] if dated else ""
 
 
 def _differing(found: Sequence[Finding]) -> dict[str, list[str]]:

@@ -7,9 +7,10 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 from gancli.distributed import Team
@@ -29,7 +30,7 @@ class Heard:
 
 
 class Signals:
-    """Listens while it is entered.
+    """Listens within `listening`.
 
     SIGINT and SIGTERM end the run, a second one at once. A Slurm job saves at SIGTERM and goes on: on preemption only
     a job that lives until it is killed is queued again. SIGUSR1 and SIGUSR2, which `sbatch --signal` and submitit
@@ -41,16 +42,21 @@ class Signals:
         self.heard: set[int] = set()
         self.before: dict[int, Handler] = {}
 
-    def __enter__(self) -> Signals:
-        for number in (signal.SIGINT, signal.SIGTERM, *AGAIN):
-            self.before[number] = signal.signal(number, self._hear)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
-    ) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
+    @contextmanager
+    def listening(self, *, to_stop: bool = True) -> Iterator[Signals]:
+        """Hears what asks to save; what asks to stop only with `to_stop`, else that has its usual effect."""
+        new = {
+            number: signal.signal(number, self._hear)
+            for number in (signal.SIGINT, signal.SIGTERM, *AGAIN)
+            if number not in self.before and (to_stop or self._saves_only(number))
+        }
+        self.before |= new
+        try:
+            yield self
+        finally:
+            for number, handler in new.items():
+                signal.signal(number, handler)
+                del self.before[number]
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         if not self._saves_only(number):  # the next one is not waited for

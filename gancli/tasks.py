@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +27,8 @@ def train(cfg: DictConfig) -> float | None:
         from gancli import train
 
         folder, overrides = Path(hydra.runtime.output_dir), list(hydra.overrides.task)
-        trainer = train.run(settings, folder=folder, overrides=overrides)
+        search = _worst(hydra.sweeper) is not None
+        trainer = train.run(settings, folder=folder, overrides=overrides, search=search)
         if isinstance(trainer.stopped_by, signal.Signals):
             sys.exit(128 + trainer.stopped_by)
         return train.objective(trainer, settings["objective"])
@@ -99,24 +102,55 @@ def _guarded(work: Callable[[dict[str, Any], Any], float | None], cfg: DictConfi
     from omegaconf import OmegaConf
 
     logging.captureWarnings(True)
+    if not place().first:
+        _leave_the_log()
     settings: Any = OmegaConf.to_container(cfg, resolve=True)
     hydra = HydraConfig.get()
+    sweep = hydra.mode == RunMode.MULTIRUN
     try:
         return work(settings, hydra)
-    except RuntimeError as error:
-        if place().alone or not _connection(error):
-            raise
-        if _first_to_tell():
-            print("gancli: error: another process of this run ended without a word; was it killed?", file=sys.stderr)
-        sys.exit(1)
     except (UserError, Diverged, OSError) as error:
-        if hydra.mode != RunMode.MULTIRUN:
+        if not sweep:
             sys.exit(ended(error))
         log.error("this job failed: %s", error)
         worst = _worst(hydra.sweeper)
         if isinstance(error, Diverged) and worst is not None:
             return worst  # a search goes on
+        if not _together(error):
+            sys.exit(ended(error))
         raise  # the other jobs of a sweep still run; the first failure is told again
+    except Exception as error:
+        if not place().alone and isinstance(error, RuntimeError) and _connection(error):
+            if _first_to_tell():
+                print(
+                    "gancli: error: another process of this run ended without a word; was it killed?", file=sys.stderr
+                )
+            sys.exit(1)
+        log.exception("this job failed: %s: %s", type(error).__name__, error)
+        if sweep and _together(error):
+            raise
+        if not place().first and not _everywhere(error):
+            traceback.print_exc()  # its log is switched off
+        _first_to_tell()
+        sys.exit(1)
+
+
+def _together(error: Exception) -> bool:
+    """Whether the next job of a sweep may begin: in several processes that share the sweep, if all of them begin it."""
+    return place().alone or "SUBMITIT_EXECUTOR" in os.environ or _everywhere(error)  # whose processes have one job
+
+
+def _everywhere(error: Exception) -> bool:
+    distributed = sys.modules.get("gancli.distributed")
+    return distributed is not None and distributed.everywhere(error)
+
+
+def _leave_the_log() -> None:
+    """The first process writes it; submitit starts the others with the same settings."""
+    root = logging.getLogger()
+    for handler in [each for each in root.handlers if isinstance(each, logging.FileHandler)]:
+        root.removeHandler(handler)
+        handler.close()
 
 
 def _worst(sweeper: Mapping[str, Any]) -> float | None:
@@ -130,7 +164,8 @@ def ended(error: Exception) -> int:
     diverged = isinstance(error, Diverged)
     word = "collapsed" if isinstance(error, Collapsed) else "diverged" if diverged else "error"
     if _first_to_tell():
-        where = "" if place().first or not isinstance(error, OSError) else f"process {place().rank}: "
+        known = place().first or not isinstance(error, OSError) or _everywhere(error)
+        where = "" if known else f"process {place().rank}: "
         text = _worded(error) if isinstance(error, OSError) else str(error)
         print(f"gancli: {word}: {where}{text}", file=sys.stderr)
     return 1 if diverged else 2

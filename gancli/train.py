@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import fnmatch
 import logging
+import os
+import time
 from collections.abc import Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,42 +21,71 @@ from gancli.game import Game
 from gancli.monitor import Silent
 from gancli.networks.packed import Packed, packed_shape
 from gancli.optimizers import ScheduledOptimizer
+from gancli.signals import Signals
 from gancli.trainer import PLAYERS, Trainer
 
 log = logging.getLogger(__name__)
 PLAIN = {"seed": int, "conditional": bool, "pack": int, "resume": str, "objective": str | None, "trust": list[str]}
 
 
-def run(settings: dict[str, Any], *, folder: Path, overrides: list[str]) -> Trainer:
+def run(settings: dict[str, Any], *, folder: Path, overrides: list[str], search: bool = False) -> Trainer:
     """Trains in `folder` by resolved `settings`; returns the trainer as it stands at the end.
 
-    Raises UserError, Diverged, OSError.
+    search: whether the run must end in a number to compare. Raises UserError, Diverged, OSError.
     """
+    began, signals = time.monotonic(), Signals()
     settings = {**settings, "penalty": _chosen(settings["penalty"], overrides)}
     team = distributed.team()
     folder = team.said(folder.resolve)
-    with run_folder.locked(folder) if team.first else nullcontext():
-        settings, resuming = team.said(lambda: run_folder.continued(folder, settings, overrides=overrides))
-        config.check(settings, PLAIN)
+    with signals.listening(to_stop=False), contextlib.ExitStack() as held:
+        team.said(lambda: held.enter_context(run_folder.locked(folder)))
+        settings, resuming = team.said(lambda: _agreed(folder, settings, overrides))
         trainer = assemble(settings, folder=folder)
+        check_objective(trainer, settings["objective"], search=search)
         if resuming:
             resume(trainer, folder)
-        team.wait()
+        trainer.prepared = team.largest([time.monotonic() - began])[0]  # and everybody is here
+        warn_of_the_limit(trainer)
         if team.first:  # anew for a run that goes on: it may be longer
             run_folder.describe(folder, settings, overrides=overrides)
         try:
-            trainer.fit()
-        except Diverged as error:
+            trainer.fit(signals)
             if team.first:
-                run_folder.ended(folder, str(error).splitlines()[0])
+                with distributed.apart():
+                    finish(trainer, folder, settings["diagnostic"])
+        except Exception as error:
+            if team.first:
+                with contextlib.suppress(OSError):  # what happened first is told
+                    run_folder.ended(folder, _failure(error))
             raise
-        if team.first:
-            with distributed.apart():
-                if trainer.stopped_by is None:
-                    diagnose(Run(folder, trainer), diagnostics(settings["diagnostic"]))
-                run_folder.ended(folder, how_ended(trainer))
-                summarise(trainer, folder)
         return trainer
+
+
+def finish(trainer: Trainer, folder: Path, chosen: Mapping[str, Any]) -> None:
+    """What the first process does after the last step. chosen: the group `diagnostic`."""
+    if trainer.stopped_by is None:
+        diagnose(Run(folder, trainer), diagnostics(chosen))
+    run_folder.ended(folder, how_ended(trainer))
+    summarise(trainer, folder)
+
+
+def _agreed(folder: Path, settings: dict[str, Any], overrides: list[str]) -> tuple[dict[str, Any], bool]:
+    settings, resuming = run_folder.continued(folder, settings, overrides=overrides)
+    config.check(settings, PLAIN)
+    return settings, resuming
+
+
+def _failure(error: Exception) -> str:
+    text = (str(error).splitlines() or [type(error).__name__])[0]
+    return text if isinstance(error, Diverged) else f"failed: {text}"
+
+
+def warn_of_the_limit(trainer: Trainer) -> None:
+    """Where Slurm ends this job before train.max_time does."""
+    end = os.environ.get("SLURM_JOB_END_TIME")
+    left = (float(end) - time.time() + trainer.prepared) / 60 if end else float("inf")
+    if trainer.max_time is not None and trainer.max_time > left:
+        log.warning("train.max_time=%g: Slurm ends this job %.0f minutes after its start", trainer.max_time, left)
 
 
 def _chosen(penalties: Mapping[str, Any], overrides: list[str]) -> dict[str, Any]:
@@ -62,6 +94,19 @@ def _chosen(penalties: Mapping[str, Any], overrides: list[str]) -> dict[str, Any
         override.lstrip("+").split(".")[1] for override in overrides if override.lstrip("+").startswith("penalty.")
     }
     return {name: node for name, node in penalties.items() if name in typed or "_target_" in node}
+
+
+def check_objective(trainer: Trainer, name: str | None, *, search: bool) -> None:
+    """Raises UserError where the run cannot end in the number that a sweep compares."""
+    evaluator = trainer.evaluation.evaluator
+    if evaluator is None:
+        if search:
+            raise UserError("hydra/sweeper: a search compares evaluations; give evaluation.every and a fitting metric")
+        return
+    metrics = evaluator.metrics.values()
+    known = [*(each for metric in metrics for each in (*metric.values, *metric.also)), "diversity"]
+    if name is not None and not any(fnmatch.fnmatchcase(name, each) for each in known):
+        raise UserError(f"objective={name}: not among {', '.join(known)}{config.nearest(name, known)}")
 
 
 def objective(trainer: Trainer, name: str | None) -> float | None:
@@ -184,13 +229,17 @@ def optimizer(settings: Mapping[str, Any], player: str, network: nn.Module) -> S
 
 def resume(trainer: Trainer, folder: Path) -> None:
     """Puts the trainer where the newest readable checkpoint stands; from the start where there is none."""
-    state = trainer.checkpoints.newest()
+    checkpoints, team = trainer.checkpoints, trainer.team
+    state = checkpoints.newest_for(team)
     if state is None:
-        if trainer.checkpoints.files():
-            raise UserError(f"{trainer.checkpoints.folder}: no checkpoint here can be read; move it away to start anew")
+        if team.said(checkpoints.files):
+            raise UserError(f"{checkpoints.folder}: no checkpoint here can be read; move it away to start anew")
         log.warning("%s has no checkpoint yet: the run starts anew", folder)
         return
     load(trainer, state)
+    highest = team.largest([trainer.step, -trainer.step, trainer.seconds, -trainer.seconds])
+    if highest[0] + highest[1] or highest[2] + highest[3]:
+        raise UserError(f"{checkpoints.folder}: not the same for all processes; it must be on a file system they share")
     log.info("resumed after %s images", f"{trainer.images:,}")
 
 

@@ -32,9 +32,10 @@ PLAYERS = ("generator", "discriminator")
 class Trainer:
     """Plays `game` until `images` real images were seen or `minutes` have passed, whichever is first.
 
-    images, minutes: either may be None, not both. max_time: minutes of this start, after which the run saves and
-    stops, to be resumed. batch_size: over all processes. accumulate: micro-batches that each process takes its
-    part of a batch in, one after the other, for want of memory. Raises ValueError.
+    images, minutes: either may be None, not both. max_time: minutes of this start, `prepared` seconds of which went
+    by before, after which the run saves and stops, to be resumed. batch_size: over all processes. accumulate:
+    micro-batches that each process takes its part of a batch in, one after the other, for want of memory.
+    Raises ValueError.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Trainer:
         self.step_images = batch_size * update.discriminator_steps
         self.step = 0
         self.seconds = 0.0  # of training, over all the starts of the run
+        self.prepared = 0.0  # of this start before the first step, the same in all processes
         self.stopped_by: signal.Signals | str | None = None
 
     @property
@@ -98,15 +100,18 @@ class Trainer:
         by_time = self.seconds / (60 * self.minutes) if self.minutes else 0.0
         return min(max(by_images, by_time), 1.0)
 
-    def fit(self) -> None:
-        """Trains to the end, or to a signal, and leaves a checkpoint of the last step."""
+    def fit(self, signals: Signals | None = None) -> None:
+        """Trains to the end, or to a signal, and leaves a checkpoint of the last step.
+
+        signals: what may have been heard already.
+        """
         self.saved = -1 if self.step == 0 else self.images
         self.monitor.begin(self)
         self.evaluation.rewind(self.images)
         already = self.seconds
         began = time.monotonic() - already
         try:
-            with Signals() as signals:
+            with (signals or Signals()).listening() as signals:
                 while self.progress < 1.0 and self.stopped_by is None:
                     before = self.images
                     try:
@@ -120,7 +125,8 @@ class Trainer:
                         self.evaluation.look(self)
                     if heard.save or self.images // self.checkpoints.every > before // self.checkpoints.every:
                         self.save()
-                    late = self.max_time is not None and self.seconds - already >= 60 * self.max_time
+                    here = self.prepared + self.seconds - already
+                    late = self.max_time is not None and here >= 60 * self.max_time
                     self.stopped_by = heard.stop or ("train.max_time" if late else None)
                     if heard.requeue:
                         signals.requeue(self.team)
@@ -199,7 +205,7 @@ class Trainer:
         """
         watch, kept = self.evaluation.watch, self.evaluation.kept()
         self.team.wait()  # until the first process has written all that it was to write
-        state = self.checkpoints.newest(up_to=up_to) if watch.action == "rollback" else None
+        state = self.checkpoints.newest_for(self.team, up_to=up_to) if watch.action == "rollback" else None
         if state is None or kept["rollbacks"] >= watch.rollbacks:
             raise error
         seconds = self.seconds

@@ -60,7 +60,7 @@ def test_a_slurm_job_is_queued_again(monkeypatch, environment, job):
     monkeypatch.setattr(
         signals.subprocess, "run", lambda words, **_: called.append(words) or subprocess.CompletedProcess(words, 0)
     )
-    with Signals() as listening:
+    with Signals().listening() as listening:
         os.kill(os.getpid(), signal.SIGUSR1)
         _, heard = listening.agreed(ALONE, 0.0)
         assert heard.save and heard.requeue and heard.stop is None
@@ -74,7 +74,7 @@ def test_a_handler_that_was_there_is_asked_to_queue_again(monkeypatch):
     called = []
     before = signal.signal(signal.SIGUSR2, lambda *_: called.append("theirs"))
     try:
-        with Signals() as listening:
+        with Signals().listening() as listening:
             os.kill(os.getpid(), signal.SIGUSR2)
             assert listening.agreed(ALONE, 0.0)[1].requeue and not called
             listening.requeue(ALONE)

@@ -83,10 +83,12 @@ class Metric(ABC):
     """Numbers for generated samples, beside real ones.
 
     values: name of each number -> which direction is better; the first one speaks for the metric.
+    also: patterns of the names of numbers that only some data have.
     needs_labels: only for a generator that was trained with labels.
     """
 
     values: ClassVar[dict[str, Better]]
+    also: ClassVar[tuple[str, ...]] = ()
     needs_labels: ClassVar[bool] = False
 
     def suits(self, dataset: Dataset, features: Features | None) -> bool:

@@ -25,6 +25,7 @@ class FIDPerClass(Metric):
     """FID within each class, and the mean of them; for runs that were trained with labels."""
 
     values: ClassVar[dict[str, Better]] = {"fid_class_mean": "lower"}
+    also: ClassVar[tuple[str, ...]] = ("fid_class_*",)
     needs_labels = True
 
     def suits(self, dataset: Dataset, features: Features | None) -> bool:

@@ -21,6 +21,7 @@ class Modes(Metric):
     """
 
     values: ClassVar[dict[str, Better]] = {"reverse_kl": "lower", "modes": "higher"}
+    also: ClassVar[tuple[str, ...]] = ("high_quality",)
 
     def suits(self, dataset: Dataset, features: Features | None) -> bool:
         return dataset.mode_shares is not None and (features is None or features.accuracy is not None)

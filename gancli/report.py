@@ -143,7 +143,8 @@ def _table(found: Sequence[Finding], names: Sequence[str]) -> Table:
 
 
 def _larger_is_better(name: str) -> bool:
-    return name in ("modes", "high_quality", "precision", "recall", "density", "coverage", "inception_score")
+    larger = ("modes", "modes_held", "high_quality", "precision", "recall", "density", "coverage", "inception_score")
+    return name in larger
 
 
 def _short(value: float | None) -> str:

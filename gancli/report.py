@@ -174,7 +174,8 @@ def _place(value: float, name: str) -> float:
 
 
 def _larger_is_better(name: str) -> bool:
-    return name in ("modes", "high_quality", "precision", "recall", "density", "coverage", "inception_score")
+    larger = ("modes", "modes_held", "high_quality", "precision", "recall", "density", "coverage", "inception_score")
+    return name in larger
 
 
 def _short(value: float | None) -> str:

@@ -5,12 +5,14 @@ import logging
 import os
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from gancli.checkpoint import Checkpoints, Unreadable, read, write_whole
+from gancli.distributed import ALONE
 from gancli.errors import UserError
 
 
@@ -267,3 +269,16 @@ def test_pick_where_nothing_can_be_read(two: Checkpoints) -> None:
 def test_bad_settings_are_named(tmp_path: Path, settings: dict[str, int], named: str) -> None:
     with pytest.raises(ValueError, match=f"^{named}: "):
         Checkpoints(tmp_path, **settings)
+
+
+def test_the_first_process_chooses_for_all(tmp_path):
+    """Here it found the older one, as its newer one was not readable, or not there yet."""
+    checkpoints = Checkpoints(tmp_path, keep=3)
+    for number in (1, 2):
+        checkpoints.save({"value": torch.tensor(float(number))}, images=number)
+    other = SimpleNamespace(first=False, said=lambda word: 1)
+    assert checkpoints.newest_for(other)["value"] == 1.0
+    assert checkpoints.newest_for(ALONE)["value"] == 2.0
+    (tmp_path / "images-000000000001.pt").unlink()
+    with pytest.raises(UserError, match="checkpoint=1"):
+        checkpoints.newest_for(other)

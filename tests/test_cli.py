@@ -9,6 +9,7 @@ import pytest
 from conftest import TINY
 
 from gancli import __version__
+from gancli import cli as cli_module
 from gancli.cli import COMMANDS
 
 
@@ -78,6 +79,55 @@ def test_multirun(cli):
     result = cli("train", "-m", *TINY, "seed=1,2", "hydra.sweep.dir=sweep")
     assert result.status == 0, result.err
     assert all((Path("sweep") / job / "samples.png").exists() for job in ("0", "1"))
+
+
+@pytest.mark.parametrize(
+    "words, launched",
+    [
+        (["seed=1"], ["seed=1"]),
+        (["hydra/launcher=basic", "hydra.run.dir=a"], ["hydra/launcher=basic", "hydra.run.dir=a"]),
+        (["-m", "hydra/launcher=slurm", "seed=1,2"], ["-m", "hydra/launcher=slurm", "seed=1,2"]),
+        (["hydra/launcher=slurm"], ["hydra/launcher=slurm", "--multirun"]),
+        (
+            ["hydra.run.dir=a", "hydra/launcher=slurm", "hydra.run.dir='b c'", "seed=1"],
+            ["hydra/launcher=slurm", "seed=1", "hydra.sweep.dir='b c'", "hydra.sweep.subdir=.", "--multirun"],
+        ),
+    ],
+)
+def test_a_launched_run_keeps_its_folder(words, launched):
+    assert cli_module._launched(words) == launched
+
+
+@pytest.mark.slow
+def test_a_launched_run_is_resumed_where_it_is(cli, train):
+    """By submitit without Slurm, whose two tasks are one run; the settings are the run's own."""
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    run = train("seed=5", "device.threads=1", folder="run")
+    local = ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=10", "hydra.launcher.tasks_per_node=2"]
+    result = cli("train", *local, "resume=run", "train.images=96")
+    assert result.status == 0, result.err
+    log = (run / "train.log").read_text()
+    assert "resumed after 64 images" in log and "2 processes" in log
+    assert log.count("resumed after") == 1, "one process writes it"
+    assert (run / "checkpoints" / "images-000000000096.pt").exists()
+    assert {path.name for path in Path().iterdir()} == {"run"}, "nothing was begun elsewhere"
+
+
+def test_no_slurm_here(cli, monkeypatch):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    monkeypatch.setenv("PATH", "")
+    result = cli("train", "hydra/launcher=slurm", *TINY)
+    assert result.status == 2 and "gancli: error: hydra/launcher: Could not detect" in result.err
+
+
+def test_torchrun_with_restarts_needs_a_folder_that_lasts(cli, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "1")
+    for words, key in (([], "hydra.run.dir"), (["-m", "seed=1,2"], "hydra.sweep.dir")):
+        result = cli("train", *TINY, *words)
+        assert result.status == 2 and f"give {key}=FOLDER" in result.err
+        assert not list(Path().iterdir())
+    assert cli("train", "--cfg", "job").status == 0
+    assert cli("train", *TINY, "hydra.run.dir=run").status == 0
 
 
 def test_completion_of_commands_groups_and_choices():

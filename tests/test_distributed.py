@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -44,7 +45,7 @@ def port() -> int:
         return free.getsockname()[1]
 
 
-def start(size, *command, **environment):
+def start(size, *command, cwd=None, **environment):
     """One process per rank, as torchrun sets them up."""
     common = {
         "WORLD_SIZE": size,
@@ -57,6 +58,7 @@ def start(size, *command, **environment):
         subprocess.Popen(
             [sys.executable, *map(str, command)],
             env=os.environ | {name: str(value) for name, value in {**common, "RANK": rank, "LOCAL_RANK": rank}.items()},
+            cwd=cwd,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -86,6 +88,12 @@ def together(size, orders, folder):
 
 def rows(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def resumed(folder):
+    """After how many images the run went on, for each time that it did."""
+    log = (folder / "train.log").read_text()
+    return [int(found.replace(",", "")) for found in re.findall(r"resumed after ([\d,]+) images", log)]
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +169,7 @@ def test_a_checkpoint_of_two_goes_on_with_another_number(trained, tmp_path, size
 
 
 @pytest.mark.slow
-def test_a_killed_process_ends_the_other_and_a_restart_goes_on(tmp_path):
+def test_a_killed_process_ends_the_other(tmp_path):
     command = [
         "-m",
         "gancli",
@@ -179,11 +187,53 @@ def test_a_killed_process_ends_the_other_and_a_restart_goes_on(tmp_path):
     processes[1].send_signal(signal.SIGKILL)
     (status, err), _ = ended(processes)
     assert status == 1 and "without a word" in err and "Traceback" not in err
-    for status, err in ended(start(2, *command, TORCHELASTIC_RESTART_COUNT=1)):
-        assert status == 0, err
-    assert Checkpoints(tmp_path / "run" / "checkpoints").pick("last")[1]["images"] == 4000
-    seen = [row["images"] for row in rows(tmp_path / "run")]
-    assert seen == sorted(set(seen))
+
+
+@pytest.mark.slow
+def test_torchrun_restarts_after_a_kill_and_the_run_goes_on(tmp_path):
+    """The real torchrun; one of its two workers is killed with -9."""
+    run = tmp_path / "run"
+    words = [f"hydra.run.dir={run}", *SMALL, "train.images=4000", "checkpoint.every=80"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
+    agent = subprocess.Popen(
+        [*command, "-m", "gancli", "train", *words],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    began = time.monotonic()
+    while not list(run.glob("checkpoints/*.pt")):
+        time.sleep(0.1)
+        assert time.monotonic() - began < 240 and agent.poll() is None
+    children = (Path(f"/proc/{agent.pid}/task/{agent.pid}/children")).read_text().split()
+    workers = [child for child in children if "RANK=1" in Path(f"/proc/{child}/environ").read_text().split("\0")]
+    os.kill(int(workers[0]), signal.SIGKILL)
+    _, err = agent.communicate(timeout=300)
+    assert agent.returncode == 0, err
+    assert resumed(run)[0] > 0
+    assert Checkpoints(run / "checkpoints").pick("last")[1]["images"] == 4000
+    seen = [row["images"] for row in rows(run)]
+    assert seen == sorted(set(seen)) and seen[-1] == 4000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words, statuses",
+    [(["seed=0,1"], [2, 2]), (["train.batch_size=15,16"], [2, 2])],
+    ids=["the first meets it", "each meets it"],
+)
+def test_an_error_in_a_sweep_of_several_processes_hangs_nobody(tmp_path, words, statuses):
+    (tmp_path / "sweep" / "0").mkdir(parents=True)
+    if words[0].startswith("seed"):
+        (tmp_path / "sweep" / "0" / "config.yaml").write_text("seed: 0")
+    command = [sys.executable, "-m", "gancli", "train", "-m", f"hydra.sweep.dir={tmp_path}/sweep", *SMALL, *words]
+    results = ended(start(2, *command[1:], "train.images=32", cwd=tmp_path))
+    assert [status for status, _ in results] == statuses
+    said = "".join(err for _, err in results)
+    assert said.count("gancli: error") == 1 and "Traceback" not in said
+    if words[0].startswith("seed"):  # an error of all: the next job is trained
+        assert Checkpoints(tmp_path / "sweep" / "1" / "checkpoints").pick("last")[1]["images"] == 32
+    assert {path.name for path in tmp_path.iterdir()} == {"sweep"}, "nothing else is written"
 
 
 @pytest.mark.slow
@@ -211,6 +261,10 @@ def test_places():
     # A batch script's own shell knows the number of tasks, and has no peers.
     assert launch.place({"SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"}).alone
     assert launch.place({}) == Place()
+    local = {"SUBMITIT_EXECUTOR": "local", "SUBMITIT_LOCAL_NTASKS": "2", "SUBMITIT_LOCAL_GLOBALID": "1"}
+    local |= {"SUBMITIT_LOCAL_LOCALID": "1", "SUBMITIT_LOCAL_JOB_ID": "40001"}
+    assert launch.place(local) == Place(rank=1, world_size=2, local_rank=1, port=20001)
+    assert launch.place(local | {"SUBMITIT_LOCAL_NTASKS": "1"}).alone
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,46 @@ def test_a_damaged_run_is_named_and_the_others_are_shown(cli, sweep):
     assert any(line.startswith("1 ") and line.endswith("finished") for line in result.err.splitlines())
 
 
+def test_an_unexpected_failure_is_logged_and_named(cli, tmp_path, monkeypatch):
+    from gancli.trainer import Trainer
+
+    def broken(self):
+        raise RuntimeError("the sky fell\non us")
+
+    monkeypatch.setattr(Trainer, "train_step", broken)
+    alone = cli("train", *TINY, "hydra.run.dir=sweep/alone")
+    assert alone.status == 1 and "in broken" in alone.err
+    with pytest.raises(RuntimeError, match="the sky fell"):
+        cli("train", "-m", *TINY, "hydra.sweep.dir=sweep", "seed=1,2")
+    for name in ("alone", "0", "1"):
+        log = (tmp_path / "sweep" / name / "train.log").read_text()
+        assert "this job failed: RuntimeError: the sky fell" in log and "Traceback" in log
+    lines = cli("report", "run=sweep").err.splitlines()
+    assert [line.split()[0] for line in lines if line.endswith("failed: the sky fell")] == ["0", "1", "alone"]
+    for name in ("alone", "0", "1"):
+        (tmp_path / "sweep" / name / "run.json").unlink()
+    again = cli("report", "run=sweep").err
+    assert again.count("this job failed: RuntimeError: the sky fell") == 3, (
+        "from the log, not the traceback's last line"
+    )
+
+
+@pytest.mark.parametrize(
+    "words, text",
+    [
+        (["objective=fidd"], "objective=fidd: not among fid, diversity; did you mean fid?"),
+        (["hydra/sweeper=tpe", "evaluation.every=null", "seed=choice(0,1)", "-m"], "a search compares evaluations"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")  # of Optuna's plugin of 2022
+def test_what_cannot_be_compared_is_refused_before_the_training(cli, tmp_path, words, text):
+    if "-m" in words:
+        pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    result = cli("train", *TINY, *EVALUATED, "hydra.run.dir=run", "hydra.sweep.dir=sweep", *words)
+    assert result.status == 2 and text in result.err and "Traceback" not in result.err
+    assert not list(tmp_path.glob("**/metrics.jsonl"))
+
+
 def test_what_a_sweep_compares(train):
     from gancli import train as training
     from gancli.errors import UserError

@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import time
 
 import pytest
 from test_trainer import last, same, without_time
@@ -35,6 +36,29 @@ def test_any_run_saves_when_told_to_and_goes_on(train, monkeypatch, number):
     assert (told / "checkpoints" / "images-000000000048.pt").exists()
     assert not (whole / "checkpoints" / "images-000000000048.pt").exists()
     assert same(without_time(last(whole)), without_time(last(told)))
+
+
+@pytest.mark.parametrize("where", ["assemble", "diagnose"])
+def test_what_is_heard_before_or_after_the_loop_ends_nothing(train, monkeypatch, where):
+    from gancli import train as training
+
+    before = getattr(training, where)
+
+    def told(*args, **known):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return before(*args, **known)
+
+    monkeypatch.setattr(training, where, told)
+    folder = train(images=64)
+    assert last(folder)["images"] == 64
+    assert (folder / "checkpoints" / "images-000000000016.pt").exists() == (where == "assemble")
+    assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
+
+
+def test_a_run_is_warned_that_slurm_will_end_it_first(train, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 600))
+    folder = train("train.max_time=30", images=16)
+    assert "train.max_time=30: Slurm ends this job 10 minutes after its start" in (folder / "train.log").read_text()
 
 
 def test_a_slurm_job_saves_at_sigterm_and_lives_on(train, monkeypatch):

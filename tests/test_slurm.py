@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import TINY
+from test_distributed import resumed
 from test_trainer import last, same, without_time
 
 ROOT = Path(__file__).parent.parent
@@ -56,38 +57,66 @@ def until(true, seconds=120):
         time.sleep(0.2)
 
 
+def begun(run):
+    """Whether a step was made: from then on the run listens, and a signal finds something to save."""
+    file = run / "metrics.jsonl"
+    return file.exists() and file.stat().st_size > 0
+
+
 def test_an_array_one_of_whose_jobs_is_signalled_as_before_its_time_limit(slurm, tmp_path):
     """The undisturbed run is seed 0 of another sweep; the signalled job is queued again by submitit and goes on."""
     longer = [*SMALL, "train.images=16_000", "log.every=1600", "checkpoint.every=100_000"]
     sweep = gancli(slurm, "train", "-m", *SLURM, *longer, "seed=0,1,2", f"hydra.sweep.dir={tmp_path}/signalled")
-    until(lambda: (tmp_path / "signalled" / "0" / "metrics.jsonl").exists())
+    until(lambda: begun(tmp_path / "signalled" / "0"))
     job = scontrol(slurm, "squeue", "-h", "-r", "-o", "%i").split()[0].split("_")[0]
     scontrol(slurm, "scancel", "--signal=USR2", f"{job}_0")
     finished(sweep)
     finished(gancli(slurm, "train", *SLURM, *longer, "seed=0", f"hydra.sweep.dir={tmp_path}/undisturbed"))
     runs = [tmp_path / "signalled" / str(number) for number in range(3)]
     assert [last(run)["images"] for run in runs] == [16_000] * 3
-    assert (runs[0] / "run.json").read_text().count('"began"') == 2, "started twice"
-    assert (runs[1] / "run.json").read_text().count('"began"') == 1
+    assert [len(resumed(run)) for run in runs] == [1, 0, 0] and resumed(runs[0])[0] > 0
     assert same(without_time(last(runs[0])), without_time(last(tmp_path / "undisturbed" / "0")))
 
 
-def test_two_tasks_are_one_run(slurm, tmp_path):
-    words = [*SLURM, "hydra.launcher.nodes=2", *SMALL, "log.every=16", f"hydra.sweep.dir={tmp_path}/two"]
-    finished(gancli(slurm, "train", *words))
-    run = tmp_path / "two" / "0"
-    assert "2 processes" in (run / "train.log").read_text()
-    assert last(run)["images"] == 640
-    assert len(list(run.glob("events.*"))) == 1
+def test_two_tasks_are_one_run_that_goes_on_after_the_signal(slurm, tmp_path):
+    run = tmp_path / "two"
+    words = [*SLURM, "hydra.launcher.nodes=2", *SMALL, "train.images=8_000", "log.every=160", f"hydra.run.dir={run}"]
+    process = gancli(slurm, "train", *words)
+    until(lambda: begun(run))
+    job = scontrol(slurm, "squeue", "-h", "-o", "%i").split()[0]
+    scontrol(slurm, "scancel", "--signal=USR2", job)
+    finished(process)
+    log = (run / "train.log").read_text()
+    assert log.count("2 processes") == 2, "one log for both tasks, and two starts"
+    assert len(resumed(run)) == 1 and resumed(run)[0] > 0
+    assert last(run)["images"] == 8_000
+    assert len(list(run.glob("events.*"))) == 2, "one for each start"
+    script = next(run.glob(".submitit/*/*.sh")).read_text()
+    assert "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK" in script and "export SLURM_KILL_BAD_EXIT=1" in script
+
+
+def test_a_dead_task_ends_its_job(slurm, tmp_path):
+    run = tmp_path / "two"
+    words = [*SLURM, "hydra.launcher.tasks_per_node=2", *SMALL, "train.images=null", "train.minutes=10"]
+    process = gancli(slurm, "train", *words, "log.every=160", f"hydra.run.dir={run}")
+    until(lambda: begun(run))
+    tasks = subprocess.run(["pgrep", "-f", f"submitit.core._submit {run}"], capture_output=True, text=True).stdout
+    ranks = {child: Path(f"/proc/{child}/environ").read_text().split("\0") for child in tasks.split()}
+    os.kill(next(int(child) for child, told in ranks.items() if "SLURM_PROCID=1" in told), 9)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2 and err.splitlines()[-1].startswith("gancli: error: hydra/launcher: Job ")
+    assert "Traceback" not in err
 
 
 def test_the_plain_batch_script_goes_on_after_the_signal(slurm, tmp_path):
-    overrides = [*SMALL, "train.images=16_000", f"hydra.run.dir={tmp_path}/run"]
+    """In a folder that it chooses by itself."""
+    overrides = [*SMALL, "train.images=16_000", "log.every=1600"]
     command = ["sbatch", "--parsable", "--gpus-per-node=0", "--cpus-per-task=1", "--time=5", "--ntasks-per-node=1"]
     command += ["--nodes=1", f"--output={tmp_path}/%j.log", str(ROOT / "scripts" / "train.sbatch"), *overrides]
-    job = scontrol(slurm, *command).strip()
-    until(lambda: (tmp_path / "run" / "metrics.jsonl").exists())
+    job = subprocess.run(command, env=slurm, cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
+    run = tmp_path / "outputs" / "slurm" / f"{job}_0"
+    until(lambda: begun(run))
     scontrol(slurm, "scancel", "--signal=USR1", job)
     until(lambda: "COMPLETED" in scontrol(slurm, "scontrol", "show", "job", job), seconds=180)
-    assert last(tmp_path / "run")["images"] == 16_000
-    assert (tmp_path / "run" / "run.json").read_text().count('"began"') == 2
+    assert last(run)["images"] == 16_000
+    assert len(resumed(run)) == 1 and resumed(run)[0] > 0

@@ -116,11 +116,15 @@ def _hydra(command: str, overrides: list[str]) -> None:
 
     quiet = [] if place().first else [*QUIET, f"hydra.sweep.dir='{_elsewhere()}'"]
     if command == "doctor":
-        quiet = [*QUIET[:4], "hydra/job_logging=console", "hydra/help=doctor"]
+        from gancli.sweeps import one_of
+
+        overrides, runs = one_of(overrides)
+        quiet = [*QUIET[:4], "hydra/job_logging=console"] if place().first else QUIET
+        quiet = [*quiet, "hydra/help=doctor"]
     # Behind the user's own settings, so that these win, and before a flag's value, such as `--cfg job`.
     last = max((index for index, word in enumerate(overrides, start=1) if "=" in word and word[0] != "-"), default=0)
     sys.argv = [f"gancli {command}", *overrides[:last], *quiet, *overrides[last:]]
-    task = getattr(tasks, command)
+    task = tasks.doctor(runs) if command == "doctor" else getattr(tasks, command)
     name = "train" if command == "doctor" else command
     hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=name)(task)()
 

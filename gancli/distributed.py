@@ -20,7 +20,7 @@ from gancli.launch import Place, place
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-TIMEOUT = timedelta(minutes=30)  # the first process may decode a large data set while the others wait
+TIMEOUT = timedelta(hours=12)  # the first process may decode much while others wait; a death is noticed at once
 
 
 class Team:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -13,81 +16,160 @@ from typing import Any
 
 import torch
 
-from gancli import config, train
+from gancli import config, distributed, graphs, run_folder, train
+from gancli.diagnostics.base import Run, diagnose
 from gancli.errors import UserError
 from gancli.trainer import Trainer
 
 log = logging.getLogger(__name__)
 SECONDS = 6.0  # of steps to take the time of
 LEAST = 2  # steps
+IMPORTS = 10.0  # seconds at most
+ROWS = 100  # of the log, for diagnostics that read it
 
 
 @dataclass(frozen=True, kw_only=True)
 class Costs:
-    """Seconds of each thing that a run does, and how many images lie between two of them."""
+    """Seconds of each thing that a run does. start: before its first step. end: diagnostics after its last one."""
 
+    start: float
     step: float
+    row: float
     look: float
     picture: float
     checkpoint: float
+    end: float
 
-    def total(self, trainer: Trainer, images: int) -> float:
-        """Of a run of so many images."""
-        every = {
-            "look": trainer.evaluation.every if trainer.evaluation.evaluator is not None else None,
-            "picture": trainer.monitor.pictures,
-            "checkpoint": trainer.checkpoints.every,
-        }
-        seconds = self.step * images / trainer.step_images
-        for name, each in every.items():
-            seconds += getattr(self, name) * (images // each + 1) if each else 0.0
-        return seconds
+    def training(self, trainer: Trainer, images: int) -> float:
+        """Of a run of so many images, between start and end."""
+        steps = math.ceil(images / trainer.step_images)
+        images = steps * trainer.step_images
+
+        def times(every: int | None) -> int:
+            """Multiples of `every` that steps reach or pass, and the end where it is none."""
+            return min(steps, math.ceil(images / every)) if every else 0
+
+        return (
+            self.step * steps
+            + self.row * times(trainer.monitor.every)
+            + self.look * times(trainer.evaluation.every)
+            + self.checkpoint * times(trainer.checkpoints.every)
+            + self.picture * (min(steps, images // trainer.monitor.pictures) + 1)
+        )
 
 
-def run(settings: Mapping[str, Any], launcher: Mapping[str, Any]) -> dict[str, float]:
-    """Prints the findings and returns the numbers. launcher: Hydra's node. Raises UserError, Diverged, OSError."""
+def run(
+    settings: Mapping[str, Any],
+    *,
+    overrides: list[str],
+    launcher: Mapping[str, Any],
+    sweeper: Mapping[str, Any],
+    runs: int,
+) -> dict[str, float]:
+    """Prints the findings and returns the numbers, in the first process. launcher, sweeper: Hydra's nodes.
+
+    runs: of a sweep of which `settings` are one; 0 for none. Raises UserError, Diverged, OSError.
+    """
+    awake = time.process_time()  # what starting Python and importing took
+    settings = {**settings, "penalty": train._chosen(settings["penalty"], overrides)}
+    if settings["resume"] not in ("auto", "never"):
+        settings, _ = run_folder.continued(Path(settings["resume"]).expanduser(), settings, overrides=overrides)
     config.check(settings, train.PLAIN)
     with tempfile.TemporaryDirectory(prefix="gancli-doctor-") as folder:
-        trainer = _assembled(settings, Path(folder))
-        costs = _measured(trainer)
+        trainer, seconds = _assembled(settings, Path(folder))
+        with _quiet():
+            costs = _measured(trainer, Path(folder), settings["diagnostic"], start=awake + seconds)
+    if not trainer.team.first:
+        return {}
     speed = trainer.step_images / costs.step
     log.info("speed         %s images/s, %.2g s a step of %s images", f"{speed:,.0f}", costs.step, trainer.step_images)
     log.info("memory        %s at its peak", _memory())
     found = {"images_per_second": speed, "seconds": _length(trainer, costs)}
     _metrics(trainer, costs)
-    _launcher(launcher, found["seconds"])
+    _launcher(launcher, sweeper, runs, seconds=found["seconds"], processes=trainer.team.size)
     return found
 
 
-def _assembled(settings: Mapping[str, Any], folder: Path) -> Trainer:
+def _assembled(settings: Mapping[str, Any], folder: Path) -> tuple[Trainer, float]:
+    """And the seconds that `gancli train` takes for it: it imports, but finds what was decoded or learned here.
+
+    So a second time counts, and of what the first one took longer no more than imports do.
+    """
+    # The watch has nothing to act on so early.
+    settings = {**settings, "watch": {**settings["watch"], "action": "warn"}}
+    began = time.monotonic()
     try:
-        return train.assemble(settings, folder=folder)
+        train.assemble(settings, folder=folder)
     except UserError as error:
         if "weights" not in str(error) and "features" not in str(error):
             raise
         log.warning("metrics       %s", error)
-        return train.assemble({**settings, "evaluation": {**settings["evaluation"], "every": None}}, folder=folder)
+        settings = {**settings, "evaluation": {**settings["evaluation"], "every": None}}
+        train.assemble(settings, folder=folder)
+    first, began = time.monotonic() - began, time.monotonic()
+    with _quiet():
+        trainer = train.assemble(settings, folder=folder)
+    return trainer, min(first, time.monotonic() - began + IMPORTS)
 
 
-def _measured(trainer: Trainer) -> Costs:
-    """After the first steps, which take longer; then whole rounds of the lazy penalties."""
-    logging.getLogger("gancli").setLevel(logging.ERROR)  # what a run says of itself means nothing so early
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What a run says of itself means nothing so early."""
+    logger = logging.getLogger("gancli")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def _measured(trainer: Trainer, folder: Path, diagnostics: Mapping[str, Any], *, start: float) -> Costs:
+    """Each thing by itself, after the first steps, which take longer; of steps whole rounds of the lazy penalties."""
+    team, monitor = trainer.team, trainer.monitor
+    length, minutes = trainer.length, trainer.minutes
+    every, pictures = (monitor.every, monitor.pictures) if team.first else (1, 1)  # of others, who write nothing
+    trainer.length = trainer.minutes = None  # steps are as at the beginning, however short the run
+    monitor.every = monitor.pictures = sys.maxsize
     trainer.saved = -1
-    trainer.monitor.begin(trainer)
+    began = time.monotonic()
+    monitor.begin(trainer)
+    if team.first:
+        _ = monitor.writer  # TensorBoard's import
     record = trainer.train_step()
-    trainer.train_step()
-    trainer.monitor.watch(trainer, record)
+    start += time.monotonic() - began
     round_ = max([1, *(penalty.interval for penalty in trainer.game.penalties.values())])
-    began, steps = time.monotonic(), 0
-    while steps < LEAST or steps % round_ or time.monotonic() - began < SECONDS:
-        trainer.monitor.watch(trainer, trainer.train_step())
+    for _ in range(graphs.WARM_UP * round_ if isinstance(trainer.update, graphs.Replayed) else 1):
+        trainer.train_step()
+    began, steps, passed = time.monotonic(), 0, 0.0
+    while steps < LEAST or steps % round_ or passed < SECONDS:
+        record = trainer.train_step()
+        (passed,) = team.largest([time.monotonic() - began])  # as a run asks after each step
+        monitor.watch(trainer, record)
         steps += 1
     step = (time.monotonic() - began) / steps
-    look = _timed(lambda: trainer.evaluation.look(trainer)) if trainer.evaluation.evaluator is not None else 0.0
-    picture, checkpoint = _timed(lambda: trainer.monitor.draw(trainer)), _timed(trainer.save)
-    trainer.monitor.end(trainer)
-    logging.getLogger("gancli").setLevel(logging.NOTSET)
-    return Costs(step=step, look=look, picture=picture, checkpoint=checkpoint)
+    monitor.every = 1
+    row = _timed(lambda: monitor.watch(trainer, record))
+    look = _timed(lambda: _look(trainer)) if trainer.evaluation.evaluator is not None else 0.0
+    picture = _timed(lambda: monitor.draw(trainer)) if team.first else 0.0
+    checkpoint = _timed(trainer.save)
+    monitor.end(trainer)
+    end = 0.0
+    if team.first:
+        file = folder / "metrics.jsonl"
+        file.write_text(file.read_text(encoding="utf-8").splitlines(keepends=True)[-1] * ROWS, encoding="utf-8")
+        began = time.monotonic()
+        with distributed.apart():
+            diagnose(Run(folder, trainer), train.diagnostics(diagnostics))
+        end = time.monotonic() - began
+    team.wait()
+    trainer.length, trainer.minutes, monitor.every, monitor.pictures = length, minutes, every, pictures
+    return Costs(start=start, step=step, row=row, look=look, picture=picture, checkpoint=checkpoint, end=end)
+
+
+def _look(trainer: Trainer) -> None:
+    trainer.evaluation.best = None  # so that the best checkpoint is written, as a run that gets better does
+    trainer.evaluation.look(trainer)
 
 
 def _timed(what: Callable[[], Any]) -> float:
@@ -109,15 +191,21 @@ def _memory() -> str:
 
 
 def _length(trainer: Trainer, costs: Costs) -> float:
-    """Says how long the run would take, and returns the seconds."""
-    seconds = costs.total(trainer, trainer.length) if trainer.length is not None else float("inf")
+    """Says how long the run would take from its first line to its last, and returns the seconds."""
+    training = costs.training(trainer, trainer.length) if trainer.length is not None else float("inf")
     limit = 60 * trainer.minutes if trainer.minutes is not None else float("inf")
-    if seconds <= limit:
+    seconds = costs.start + min(training, limit) + costs.end
+    if training <= limit:
         log.info("length        %s images in %s", f"{trainer.length:,}", _time(seconds))
     else:
-        images = int(trainer.step_images * limit / (costs.total(trainer, 10**7) / 10**7 * trainer.step_images))
-        log.info("length        %s, by train.minutes: about %s images", _time(limit), f"{images:,}")
-    return min(seconds, limit)
+        seconds += costs.look + costs.checkpoint + costs.picture  # when the time is up
+        images = int(limit / costs.training(trainer, 10**9) * 10**9)
+        log.info("length        %s, by train.minutes: about %s images", _time(seconds), f"{images:,}")
+    log.info("              of these %.0f s to start and %.0f s for diagnostics", costs.start, costs.end)
+    if trainer.max_time is not None and seconds > 60 * trainer.max_time:
+        starts = math.ceil(seconds / (60 * trainer.max_time))
+        log.info("              train.max_time ends a start after %s: %d starts", _time(60 * trainer.max_time), starts)
+    return seconds
 
 
 def _metrics(trainer: Trainer, costs: Costs) -> None:
@@ -129,18 +217,30 @@ def _metrics(trainer: Trainer, costs: Costs) -> None:
     log.info("metrics       %s: %.1f %% of the time", ", ".join(evaluation.evaluator.metrics), 100 * share)
 
 
-def _launcher(node: Mapping[str, Any], seconds: float) -> None:
-    if "timeout_min" not in node:
-        log.info("launcher      none: the run starts here")
+def _launcher(
+    node: Mapping[str, Any], sweeper: Mapping[str, Any], runs: int, *, seconds: float, processes: int
+) -> None:
+    """What would be started where, and whether it fits."""
+    name = str(node["_target_"]).rpartition(".")[2].removesuffix("Launcher").lower()
+    if runs and "n_trials" in sweeper:
+        runs = sweeper["n_trials"]
+    if name == "basic":
+        log.info(
+            "launcher      none: %s", f"{runs} runs, one after the other, here" if runs > 1 else "the run starts here"
+        )
         return
-    tasks = node["nodes"] * node["tasks_per_node"]
-    where = f"{node['nodes']} nodes of {node['tasks_per_node']} tasks, {node['gpus_per_node'] or 0} GPUs each"
-    log.info(
-        "launcher      Slurm: %s, partition %s, %s", where, node["partition"] or "by default", f"{tasks} processes"
-    )
-    limit = 60 * node["timeout_min"]
+    log.info("launcher      %s: %s", name, f"an array of {runs} jobs" if runs > 1 else "one job")
+    asked = {key: value for key, value in node.items() if isinstance(value, (str, int, float)) and value != ""}
+    log.info("              %s", " ".join(f"{key}={value}" for key, value in asked.items() if key not in _NOT_ASKED))
+    tasks = (node.get("nodes") or 1) * (node.get("tasks_per_node") or 1)
+    if tasks != processes:
+        log.info("              %d processes a job; the times above are of %d, on this machine", tasks, processes)
+    limit = 60 * (node.get("timeout_min") or math.inf)
     if seconds > limit:
-        log.info("              limit %s: the job would go on about %d times", _time(limit), seconds // limit)
+        log.info("              limit %s: a job would go on about %d times", _time(limit), seconds // limit)
+
+
+_NOT_ASKED: Sequence[str] = ("_target_", "submitit_folder", "name", "stderr_to_stdout", "max_num_timeout")
 
 
 def _time(seconds: float) -> str:

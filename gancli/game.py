@@ -27,12 +27,18 @@ Autocast = Callable[[], AbstractContextManager[Any]]
 class Scored:
     """Samples and the logits that the discriminator gave them, in one graph.
 
-    inputs: (B, *shape), a leaf that requires grad. logits: (B,) float32.
+    inputs: (B, *shape), requiring grad: a leaf in a training step, in one graph with G where the whole game is
+    looked at (Game.gradients). logits: (B,), at least float32.
     """
 
     def __init__(self, inputs: Tensor, logits: Tensor) -> None:
         self.inputs, self.logits = inputs, logits
         self._gradient: Tensor | None = None
+
+    @property
+    def origin(self) -> Tensor:
+        """The inputs in one graph with what made them, where it is there; a training step has cut them off."""
+        return self.inputs.detach() if self.inputs.is_leaf else self.inputs
 
     @property
     def has_gradient(self) -> bool:
@@ -109,8 +115,8 @@ class Game:
     ) -> dict[str, list[Tensor]]:
         """Each player's gradient of its own loss at one point, as functions of all the parameters.
 
-        samples, images: (B, *shape), real ones and G's, these in one graph with G. progress: with the penalties on D
-        as they weigh there; None for without. Returns player -> one tensor per parameter.
+        samples, images: (B, *shape), real ones and G's, these in one graph with G. progress: with the penalties as
+        they weigh there; None for without. Returns player -> one tensor per parameter.
         """
         inputs = samples.detach().requires_grad_()
         real, fake = Scored(inputs, self.judge(inputs, labels)), Scored(images, self.judge(images, labels))
@@ -118,10 +124,11 @@ class Game:
             "generator": self.loss.generator(fake.logits, real.logits).mean(),
             "discriminator": self.loss.discriminator(real.logits, fake.logits).mean(),
         }
-        for penalty in self.penalties.values():
-            if progress is not None and not penalty.both_players:  # consensus is made of these very gradients
-                weight = float(at(penalty.weight, progress))
-                values["discriminator"] = values["discriminator"] + weight * penalty(real, fake, self, labels).mean()
+        if progress is not None:
+            for penalty in self.penalties.values():
+                value = float(at(penalty.weight, progress)) * penalty(real, fake, self, labels).mean()
+                for player in values if penalty.both_players else ("discriminator",):
+                    values[player] = values[player] + value
         return {
             player: list(torch.autograd.grad(value, self.weights[player], create_graph=True))
             for player, value in values.items()

@@ -29,6 +29,13 @@ def explain(error: Exception, command: str, overrides: list[str]) -> str:
         return f"{shown}: no such setting or group{near}{more}"
     if "missing EQUAL" in text:
         return text.splitlines()[0] + "; write settings as key=value"
+    override = getattr(error, "override", None)  # of Hydra's parser
+    if isinstance(override, str) and "=" in override:
+        name, _, value = override.partition("=")
+        if value.lstrip().startswith(("[", "{")):
+            return f"{override}: not readable; are its brackets and quotes closed?"
+        bare = value.strip("'\"")
+        return f"{override}: not readable; quote such a value twice, once for the shell: \"{name}='{bare}'\""
     lines = [line for line in text.splitlines() if line.strip()]
     return re.sub(r"\s+", " ", "; ".join(lines[:3])) or type(error).__name__
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from math import inf, pi, sqrt
@@ -11,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gancli.errors import UserError
 from gancli.expressions import formula
 
 _TAIL = 1e-12  # U(0, 1) is kept this far from its ends, where some laws have their infinities
@@ -164,36 +164,45 @@ class Expression(Law):
 
 
 class Table(Law):
-    """The law of a table of samples: its CDF is linear between one sample and the next larger one.
+    """The law of a table of samples: its quantiles are linear between one sample and the next larger one.
 
-    path: text with a number per line, or .npy with one column. Raises UserError.
+    Hyndman & Fan, The American Statistician 1996, definition 7. Equal samples are a jump of the CDF, a probability of
+    their value that has no density. Samples are float32, as those of any law. path: text with a number per line, or
+    .npy with one column. Raises ValueError.
     """
 
     def __init__(self, *, path: str) -> None:
         file = Path(path).expanduser()
         try:
-            read = np.load(file, allow_pickle=False) if file.suffix == ".npy" else np.loadtxt(file, delimiter=",")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # numpy's, of an empty file or a number too large: errors below
+                read = np.load(file, allow_pickle=False) if file.suffix == ".npy" else np.loadtxt(file, delimiter=",")
+                values = np.sort(np.ravel(read).astype(np.float32)).astype(np.float64)
             if np.squeeze(read).ndim != 1:
                 raise ValueError(f"it has the shape {np.shape(read)}, not one column")
-            values = np.unique(np.asarray(read, dtype=np.float64))
-            counts = np.searchsorted(np.sort(np.ravel(read)), values, side="right")
         except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"path={path}: not readable as a table of numbers: {error}") from None
-        if len(values) < 2 or not np.isfinite(values).all():
-            raise UserError(f"path={path}: a law needs at least two different, finite numbers")
+            raise ValueError(f"path={path}: not readable as a table of numbers: {error}") from None
+        if len(values) < 2 or not np.isfinite(values).all() or values[0] == values[-1]:
+            raise ValueError(f"path={path}: a law needs at least two different, finite numbers")
         self.x = torch.from_numpy(values)
-        steps = torch.from_numpy(counts).double()
-        self.u = (steps - steps[0]) / (steps[-1] - steps[0])
+        self.intervals = len(values) - 1
 
     def cdf(self, x: Tensor) -> Tensor:
-        return _interpolated(x.double(), self.x, self.u)
+        x = x.double()
+        below = torch.searchsorted(self.x, x.contiguous(), right=True).clamp(1, self.intervals) - 1
+        gap = self.x[below + 1] - self.x[below]
+        inside = (below + (x - self.x[below]) / torch.where(gap > 0, gap, 1.0)) / self.intervals
+        return torch.where(x >= self.x[-1], 1.0, torch.where(x < self.x[0], 0.0, inside))
 
     def inverse_cdf(self, u: Tensor) -> Tensor:
-        return _interpolated(u.double(), self.u, self.x)
+        place = u.double().clamp(0, 1) * self.intervals
+        below = place.long().clamp(max=self.intervals - 1)
+        return torch.lerp(self.x[below], self.x[below + 1], place - below)
 
     def density(self, x: Tensor) -> Tensor:
-        slope = self.u.diff() / self.x.diff()
-        index = torch.searchsorted(self.x, x.double().contiguous(), right=True).clamp(1, len(self.x) - 1) - 1
+        gap = self.x.diff()
+        slope = torch.where(gap > 0, 1 / (self.intervals * gap), 0.0)
+        index = torch.searchsorted(self.x, x.double().contiguous(), right=True).clamp(1, self.intervals) - 1
         return torch.where((x >= self.x[0]) & (x <= self.x[-1]), slope[index], 0.0)
 
 
@@ -204,12 +213,6 @@ def _bisected(cdf: Callable[[Tensor], Tensor], u: Tensor, low: Tensor, high: Ten
         below = cdf(middle) < u
         low, high = torch.where(below, middle, low), torch.where(below, high, middle)
     return (low + high) / 2
-
-
-def _interpolated(at: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    index = torch.searchsorted(x, at.contiguous()).clamp(1, len(x) - 1)
-    share = ((at - x[index - 1]) / (x[index] - x[index - 1])).clamp(0, 1)
-    return torch.lerp(y[index - 1], y[index], share)
 
 
 def _inside(u: Tensor) -> Tensor:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from gancli.graphs import Recorded, Recorder
 from gancli.schedules import Schedule, at
 
 
@@ -66,6 +67,42 @@ class OptimisticAdam(OptimisticSGD):
                 self._move(weight, mean / (square.sqrt() + eps), group["lr"])
 
 
+class ClippedSGD(torch.optim.SGD):
+    """Gradient descent, after which every number is put back into [-clip, clip].
+
+    For the discriminator with loss=wasserstein, whose steepness it bounds (Arjovsky et al., ICML 2017, section 3).
+    """
+
+    def __init__(self, params: Iterable[nn.Parameter], *, lr: float = 1e-2, clip: float = 0.01) -> None:
+        super().__init__(params, lr=lr)
+        _clip_after_steps(self, clip)
+
+
+class ClippedRMSprop(torch.optim.RMSprop):
+    """The same after RMSprop's step: the first Wasserstein GAN's (Arjovsky et al., ICML 2017, algorithm 1)."""
+
+    def __init__(
+        self, params: Iterable[nn.Parameter], *, lr: float = 5e-5, alpha: float = 0.99, clip: float = 0.01
+    ) -> None:
+        super().__init__(params, lr=lr, alpha=alpha)
+        _clip_after_steps(self, clip)
+
+
+def _clip_after_steps(optimizer: torch.optim.Optimizer, clip: float) -> None:
+    if clip <= 0:
+        raise ValueError(f"clip={clip}: a bound above 0")
+    for group in optimizer.param_groups:
+        group["clip"] = clip  # in the group, where schedules and checkpoints look for settings
+    optimizer.register_step_post_hook(_clip)
+
+
+@torch.no_grad()
+def _clip(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    for group in optimizer.param_groups:
+        for weight in group["params"]:
+            weight.clamp_(-group["clip"], group["clip"])
+
+
 def _moves(value: Any) -> bool:
     return isinstance(value, Schedule) or (isinstance(value, (list, tuple)) and any(map(_moves, value)))
 
@@ -82,6 +119,10 @@ class ScheduledOptimizer:
         self.optimizer = make.func(self.parameters, **{key: at(value, 0.0) for key, value in make.keywords.items()})
         self.scheduled = {key: value for key, value in make.keywords.items() if key == "lr" or _moves(value)}
         self.lr_factor = 1.0
+        self.move: Callable[[], Any] = self.optimizer.step
+        self.recorder: Recorder | None = None
+        self.place: Tensor | None = None  # of the learning rate, where a recording reads it
+        self.fixed: dict[str, Any] | None = None  # settings that a recording was made for
 
     @property
     def lr(self) -> float:
@@ -93,7 +134,46 @@ class ScheduledOptimizer:
         settings = {key: at(value, progress) for key, value in self.scheduled.items()}
         if "lr" in settings:
             settings["lr"] *= self.lr_factor
+        if self.recorder is not None:
+            self._prepare(settings, self.recorder)
         for group in self.optimizer.param_groups:
             group.update(settings)
-        self.optimizer.step()
+        self.move()
         self.optimizer.zero_grad(set_to_none=True)
+
+    def record(self, recorder: Recorder) -> bool:
+        """By replays from now on, of gradients that stand where they stand; False where torch knows no way."""
+        if "capturable" in self.optimizer.defaults:
+            self.place = torch.zeros((), device=self.parameters[0].device)
+            for group in self.optimizer.param_groups:
+                group["capturable"] = True
+        elif not isinstance(self.optimizer, torch.optim.SGD):  # which counts no steps, but wants its rate as a number
+            return False
+        self.recorder = recorder
+        return True
+
+    def _prepare(self, settings: dict[str, Any], recorder: Recorder) -> None:
+        """Puts the learning rate where a recording reads it; what it does not read, it is made anew for."""
+        fixed = dict(settings)
+        if self.place is not None and "lr" in settings:
+            settings["lr"] = self.place.fill_(fixed.pop("lr"))
+        if fixed != self.fixed:
+            self.fixed = fixed
+            self.move = Recorded(self.optimizer.step, recorder, "an optimizer's updates")
+
+    def state(self) -> dict[str, Any]:
+        """The optimizer's, the same with and without recordings."""
+        state = self.optimizer.state_dict()
+        for group in state["param_groups"]:
+            known = {"capturable": self.optimizer.defaults.get("capturable")}
+            group |= {"lr": self.lr} | {key: value for key, value in known.items() if key in group}
+        return state
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Goes on from `state`. Raises ValueError and what torch raises where it does not fit."""
+        groups = [dict(group) for group in state["param_groups"]]
+        for group, mine in zip(groups, self.optimizer.param_groups, strict=True):
+            group |= {key: mine[key] for key in ("capturable",) if key in mine}
+        self.optimizer.load_state_dict({**state, "param_groups": groups})
+        self.optimizer.zero_grad(set_to_none=True)  # of a step that was not made
+        self.fixed = None  # a recording would go on with the tensors of before

@@ -15,6 +15,8 @@ h1 { line-height: 1.2; } h2 { margin-top: 3rem; border-top: 1px solid var(--line
 figure { margin: 1.2rem 0; } figcaption, caption { font-size: .88rem; opacity: .8; text-align: left; }
 img { max-width: 100%; height: auto; background: white; border-radius: 4px; }
 @media (max-width: 40rem) { figure { overflow-x: auto; } img { max-width: none; max-height: 17rem; } }
+.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(15rem, 45%), 1fr)); gap: 1rem; }
+.gallery figure { margin: 0; } .gallery img { width: 100%; max-width: 100%; max-height: none; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; }
 th, td { padding: .25rem .7rem .25rem 0; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top; }
 pre { overflow-x: auto; background: var(--soft); padding: .7rem; font-size: .8rem; } nav a { display: block; }
@@ -46,12 +48,22 @@ class Picture:
     caption: str = ""
 
 
+@dataclass(frozen=True)
+class Gallery:
+    """Pictures to be compared, side by side."""
+
+    pictures: Sequence[Picture]
+
+
+Part = Table | Picture | Gallery | str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Section:
     """A part of the page. statement: what is to be seen, in two lines. commands: that showed it."""
 
     title: str
-    parts: Sequence[Table | Picture | str]
+    parts: Sequence[Part]
     statement: str = ""
     commands: Sequence[str] = field(default_factory=list)
 
@@ -80,13 +92,15 @@ def _section(index: int, section: Section) -> str:
     return f'<section id="{index}"><h2>{escape(section.title)}</h2>\n{said}\n{parts}\n{behind}</section>'
 
 
-def _part(part: Table | Picture | str) -> str:
+def _part(part: Part) -> str:
     if isinstance(part, str):
         return f"<p>{escape(part)}</p>"
     if isinstance(part, Picture):
         data = base64.b64encode(part.png).decode()
         caption = f"<figcaption>{escape(part.caption)}</figcaption>"
         return f'<figure><img alt="{escape(part.caption)}" src="data:image/png;base64,{data}">{caption}</figure>'
+    if isinstance(part, Gallery):
+        return f'<div class="gallery">{"".join(map(_part, part.pictures))}</div>'
     head = "".join(f"<th>{escape(cell)}</th>" for cell in part.head)
     body = "\n".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in part.rows)
     caption = f"<caption>{escape(part.caption)}</caption>" if part.caption else ""

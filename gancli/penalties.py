@@ -46,8 +46,8 @@ class Penalty(ABC):
         """Whether it takes part in `step`."""
         return step % self.interval == 0 and at(self.weight, progress) > 0
 
-    def factor(self, progress: float) -> float:
-        """What the mean of the values is multiplied by."""
+    def factor(self, progress: float) -> Tensor | float:
+        """What the mean of the values is multiplied by: a number, 0-dim where a tensor."""
         return float(at(self.weight, progress)) * self.interval
 
     @abstractmethod
@@ -71,6 +71,16 @@ class R2(Penalty):
         return 0.5 * squared_norm(fake.gradient())
 
 
+class Roth(Penalty):
+    """(1 - s)^2 |grad|^2 / 2 at real samples and s^2 |grad|^2 / 2 at fake ones, s = sigmoid(logit): what noise in
+    the samples would do to D, on average (Roth et al., NeurIPS 2017, algorithm 1).
+    """
+
+    def __call__(self, real: Scored, fake: Scored, game: Game, labels: Tensor | None) -> Tensor:
+        at_real = real.logits.neg().sigmoid().square() * squared_norm(real.gradient())
+        return 0.5 * (at_real + fake.logits.sigmoid().square() * squared_norm(fake.gradient()))
+
+
 class WGANGP(Penalty):
     """(|grad| - 1)^2 between pairs of real and fake (Gulrajani et al., NeurIPS 2017, eq. 3)."""
 
@@ -79,8 +89,7 @@ class WGANGP(Penalty):
 
     def __call__(self, real: Scored, fake: Scored, game: Game, labels: Tensor | None) -> Tensor:
         where = game.stream.take(_uniform(()), len(real.inputs)).view(-1, *[1] * (real.inputs.ndim - 1))
-        between = torch.lerp(fake.inputs.detach(), real.inputs.detach(), where.to(real.inputs))
-        return _one_centred(game.score(between, labels))
+        return _one_centred(torch.lerp(fake.origin, real.origin, where.to(real.inputs)), game, labels)
 
 
 class DRAGAN(Penalty):
@@ -92,7 +101,7 @@ class DRAGAN(Penalty):
     def __call__(self, real: Scored, fake: Scored, game: Game, labels: Tensor | None) -> Tensor:
         inputs = real.inputs.detach()
         noise = game.stream.take(_uniform(inputs.shape[1:]), len(inputs))
-        return _one_centred(game.score(inputs + 0.5 * inputs.std() * noise, labels))
+        return _one_centred(inputs + 0.5 * inputs.std() * noise, game, labels)
 
 
 class Consensus(Penalty):
@@ -104,7 +113,7 @@ class Consensus(Penalty):
     both_players = True
 
     def __call__(self, real: Scored, fake: Scored, game: Game, labels: Tensor | None) -> Tensor:
-        images = game.generate(len(real.inputs), labels)
+        images = game.generate(len(real.inputs), labels) if fake.inputs.is_leaf else fake.inputs
         gradients = game.gradients(real.inputs, images, labels)
         return torch.stack([0.5 * g.square().sum() for player in gradients.values() for g in player]).sum()[None]
 
@@ -113,6 +122,8 @@ def _uniform(shape: tuple[int, ...]):  # type: ignore[no-untyped-def]
     return lambda count, rng: torch.rand(count, *shape, generator=rng)
 
 
-def _one_centred(scored: Scored) -> Tensor:
+def _one_centred(inputs: Tensor, game: Game, labels: Tensor | None) -> Tensor:
+    inputs.requires_grad_()  # not game.score, which would cut them off from G
+    scored = Scored(inputs, game.judge(inputs, labels))
     # The small number keeps the square root's derivative finite where the gradient is zero.
     return (squared_norm(scored.gradient()) + 1e-12).sqrt().sub(1.0).square()

@@ -16,7 +16,7 @@ import yaml
 from gancli import __version__, config
 from gancli.checkpoint import write_whole
 from gancli.errors import UserError
-from gancli.page import Picture, Section, Table, page
+from gancli.page import Gallery, Part, Picture, Section, Table, page
 
 log = logging.getLogger(__name__)
 PLAIN = {"run": str | int | list[str | int], "out": str | None, "sort": str | None}
@@ -25,18 +25,25 @@ _CURVES = 12  # runs in a plot
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What one run folder says. rows: its evaluations while it trained, oldest first."""
+    """What one run folder says. rows: its evaluations while it trained, oldest first. last: the newest row of all."""
 
     name: str
     folder: Path
     settings: Mapping[str, Any]
     rows: Sequence[Mapping[str, Any]]
+    last: Mapping[str, Any]
     ended: str
 
     @property
     def final(self) -> dict[str, float]:
         """The last evaluation's numbers."""
         return dict(self.rows[-1]["values"]) if self.rows else {}
+
+    @property
+    def judges(self) -> list[str]:
+        """The number that judges checkpoints, the first of an evaluation, and the one that a sweep compares."""
+        asked = self.settings.get("objective")
+        return [name for name in dict.fromkeys([*list(self.final)[:1], asked]) if name in self.final]
 
     def best(self, name: str, *, largest: bool) -> float | None:
         """The best that a number ever was."""
@@ -54,12 +61,12 @@ def run(settings: dict[str, Any]) -> Path:
     if settings["sort"] is not None:
         if settings["sort"] not in names:
             raise UserError(f"sort={settings['sort']}: no such number here{config.nearest(settings['sort'], names)}")
-        found = sorted(found, key=lambda each: each.final.get(settings["sort"], math.inf))
+        found = sorted(found, key=lambda each: _place(each.final.get(settings["sort"], math.nan), settings["sort"]))
     table = _table(found, names)
     for line in table.lines():
         log.info("%s", line)
     out = Path(settings["out"]).expanduser() if settings["out"] else top[0] / "report.html"
-    sections = [Section(title="Settings that differ, and results", parts=[table, *_curves(found, names)])]
+    sections = [Section(title="Settings that differ, and results", parts=[table, *_curves(found)])]
     sections.append(Section(title="Samples", parts=_samples(found)))
     about = f"{len(found)} runs under {', '.join(map(str, top))}, by gancli {__version__}."
     write_whole(out, page("Runs side by side", about, sections).encode())
@@ -75,9 +82,9 @@ def _runs(top: Path) -> list[Path]:
     found = {
         file.parent for mark in marks for file in [*top.glob(mark), *top.glob(f"*/{mark}"), *top.glob(f"*/*/{mark}")]
     }
+    found = {folder for folder in found if folder.name != ".hydra"}  # Hydra's own copy of what was asked for
     if not found:
         raise UserError(f"run={top}: no run folders here; name a sweep's folder or run folders")
-    found = {folder for folder in found if folder.name != ".hydra"}  # Hydra's own copy of what was asked for
     return sorted(found, key=lambda folder: [(len(part), part) for part in folder.parts])  # 2 before 10
 
 
@@ -87,20 +94,34 @@ def _name(folder: Path, top: Sequence[Path]) -> str:
 
 
 def _read(folder: Path, name: str) -> Finding:
-    settings, rows, ended = {}, [], "never began"
+    settings, ended = {}, "never began"
     try:
         settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
         last = json.loads((folder / "run.json").read_text(encoding="utf-8"))["starts"][-1]
         ended = last.get("ended", "cut off, or running")
-        lines = (folder / "evaluations.jsonl").read_text(encoding="utf-8").splitlines()
-        rows = [row for row in map(json.loads, lines) if row["by"] == "train"]
     except FileNotFoundError:
         pass
     except (OSError, ValueError, yaml.YAMLError, KeyError, IndexError, TypeError) as error:
         log.warning("%s: cannot be read in full: %s", folder, error)
     if ended in ("never began", "cut off, or running"):
         ended = f"{ended}: {_last_line(folder)}".rstrip(": ")
-    return Finding(name=name, folder=folder, settings=settings, rows=rows, ended=ended)
+    rows = [row for row in _rows(folder / "evaluations.jsonl") if row.get("by") == "train" and "values" in row]
+    last = max([*_rows(folder / "metrics.jsonl")[-1:], *rows[-1:]], key=lambda row: row["images"], default={})
+    return Finding(name=name, folder=folder, settings=settings, rows=rows, last=last, ended=ended)
+
+
+def _rows(file: Path) -> list[dict[str, Any]]:
+    """The lines of a file, without those that a run that was cut off left half written."""
+    rows = []
+    try:
+        for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                log.warning("%s: a line cannot be read, and is left out", file)
+    except OSError:  # a run without any
+        return []
+    return [row for row in rows if isinstance(row, dict) and "images" in row and "seconds" in row]
 
 
 def _last_line(folder: Path) -> str:
@@ -129,46 +150,56 @@ def _differing(found: Sequence[Finding]) -> dict[str, list[str]]:
 
 
 def _table(found: Sequence[Finding], names: Sequence[str]) -> Table:
-    differ, first = _differing(found), names[0] if names else None
-    head = ["run", *differ, "images", "minutes", *names, *([f"best {first}"] if first else []), "ended"]
+    differ, judges = _differing(found), _judges(found)
+    head = ["run", *differ, "images", "minutes", *names, *(f"best {name}" for name in judges), "ended"]
     lines = []
     for index, each in enumerate(found):
-        last = each.rows[-1] if each.rows else {}
-        images = f"{last['images']:,}" if last else ""
-        minutes = f"{last['seconds'] / 60:.1f}" if last else ""
+        images = f"{each.last['images']:,}" if each.last else ""
+        minutes = f"{each.last['seconds'] / 60:.1f}" if each.last else ""
         numbers = [_short(each.final.get(name)) for name in names]
-        best = [_short(each.best(first, largest=_larger_is_better(first)))] if first else []
+        best = [_short(each.best(name, largest=_larger_is_better(name))) for name in judges]
         lines.append(
             [each.name, *(column[index] for column in differ.values()), images, minutes, *numbers, *best, each.ended]
         )
     return Table(head, lines)
 
 
+def _judges(found: Sequence[Finding]) -> list[str]:
+    return list(dict.fromkeys(name for each in found for name in each.judges))
+
+
+def _place(value: float, name: str) -> float:
+    """To sort by, the best first; what was not measured, or is no number, comes last."""
+    return math.inf if math.isnan(value) else -value if _larger_is_better(name) else value
+
+
 def _larger_is_better(name: str) -> bool:
-    return name in ("modes", "high_quality", "precision", "recall", "density", "coverage", "inception_score")
+    larger = ("modes", "modes_held", "high_quality", "precision", "recall", "density", "coverage", "inception_score")
+    return name in larger
 
 
 def _short(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
-def _curves(found: Sequence[Finding], names: Sequence[str]) -> list[Picture]:
-    """The first number of each run over images."""
-    drawn_runs = [each for each in found if len(each.rows) > 1][:_CURVES]
-    if not names or not drawn_runs:
+def _curves(found: Sequence[Finding]) -> list[Picture]:
+    """The number that was compared, else that judged checkpoints, of each run over images."""
+    drawn_runs, judges = [each for each in found if len(each.rows) > 1][:_CURVES], _judges(found)
+    if not judges or not drawn_runs:
         return []
     from gancli.pictures import png
     from gancli.plots import drawn, figure
 
     made, (axis,) = figure(width=8.0)
     for each in drawn_runs:
-        points = [(row["images"], row["values"].get(names[0], math.nan)) for row in each.rows]
+        points = [(row["images"], row["values"].get(judges[-1], math.nan)) for row in each.rows]
         axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=each.name)
-    axis.set(xlabel="images", ylabel=names[0])
+    axis.set(xlabel="images", ylabel=judges[-1])
     axis.legend(frameon=False, fontsize=8, ncols=2)
-    return [Picture(png(drawn(made)), f"{names[0]} while training")]
+    return [Picture(png(drawn(made)), f"{judges[-1]} while training")]
 
 
-def _samples(found: Sequence[Finding]) -> list[Table | Picture | str]:
+def _samples(found: Sequence[Finding]) -> list[Part]:
     shown = [each for each in found if (each.folder / "samples.png").is_file()]
-    return [Picture((each.folder / "samples.png").read_bytes(), each.name) for each in shown] or ["No run has any yet."]
+    pictures = [Picture((each.folder / "samples.png").read_bytes(), each.name) for each in shown]
+    return [Gallery(pictures)] if pictures else ["No run has any yet."]

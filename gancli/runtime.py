@@ -47,7 +47,8 @@ class Runtime:
     """Where the run computes and how precisely.
 
     kind: `auto` takes CUDA where it is visible. precision: float32; tf32 (CUDA matrix units' short
-    float32); bf16 (autocast, parameters stay float32). threads: CPU threads, None for torch's choice.
+    float32); bf16 (autocast, parameters stay float32). cuda_graph: replay training steps (see `graphs`).
+    threads: CPU threads, None for torch's choice.
     Raises UserError where the device or the precision is not to be had.
     """
 
@@ -57,6 +58,7 @@ class Runtime:
         kind: Literal["auto", "cpu", "cuda"] = "auto",
         precision: Literal["float32", "tf32", "bf16"] = "float32",
         channels_last: bool = True,
+        cuda_graph: bool = False,
         threads: int | None = None,
     ) -> None:
         if kind == "cuda" and not torch.cuda.is_available():
@@ -70,6 +72,7 @@ class Runtime:
             self.device = torch.device("cuda", self.team.local_rank % torch.cuda.device_count())
             torch.cuda.set_device(self.device)
         self.precision, self.channels_last = precision, channels_last
+        self.cuda_graph = cuda_graph and self.device.type == "cuda"
         if threads is not None:
             torch.set_num_threads(threads)
         torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
@@ -78,6 +81,8 @@ class Runtime:
             torch.backends.cudnn.deterministic = True  # exact resume asks for it
         elif precision == "tf32":
             log.warning("device.precision=tf32 changes nothing on a CPU: it computes in float32")
+        if cuda_graph and not self.cuda_graph:
+            log.warning("device.cuda_graph=true changes nothing on a CPU: there is no GPU to launch work on")
 
     def __str__(self) -> str:
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"

@@ -58,15 +58,19 @@ def evaluate(cfg: DictConfig) -> None:
     _guarded(work, cfg)
 
 
-def doctor(cfg: DictConfig) -> None:
-    """`gancli doctor`"""
+def doctor(runs: int) -> Callable[[DictConfig], None]:
+    """`gancli doctor` of the first of so many runs; 0 where there is no sweep."""
 
     def work(settings: dict[str, Any], hydra: DictConfig) -> None:
         from gancli import doctor
 
-        doctor.run(settings, hydra.launcher)
+        overrides = list(hydra.overrides.task)
+        doctor.run(settings, overrides=overrides, launcher=hydra.launcher, sweeper=hydra.sweeper, runs=runs)
 
-    _guarded(work, cfg)
+    def task(cfg: DictConfig) -> None:
+        _guarded(work, cfg)
+
+    return task
 
 
 def report(cfg: DictConfig) -> None:

@@ -27,6 +27,8 @@ INTRODUCTION = (
     "Two networks play a game: D tells real samples from generated ones, G makes samples that it cannot tell. "
     f"Every figure, picture and table below was computed by the runs listed under it (gancli {__version__})."
 )
+LENGTH = "Every run was {length:g} times as long as it is meant to be (length={length:g})."
+GLANCE = "So this is for a glance, and no test of the theory."
 PLAIN = {
     "run": str | int | None,
     "out": str,
@@ -57,11 +59,14 @@ def run(settings: dict[str, Any]) -> Path:
         near = config.nearest(unknown[0], CHAPTERS) if unknown else ""
         raise UserError(f"chapters={settings['chapters']}: some of {', '.join(CHAPTERS)}{near}")
     out = Path(settings["out"]).expanduser()
-    chapters = [CHAPTERS[name](seeds=settings["seeds"]) for name in settings["chapters"]]
+    chapters = [CHAPTERS[name](seeds=settings["seeds"], length=settings["length"]) for name in settings["chapters"]]
     _perform(chapters, out / "runs", settings)
     report = out / "report.html"
     sections = [chapter.section(out / "runs") for chapter in chapters]
-    write_whole(report, page(TITLE, INTRODUCTION, sections).encode())
+    introduction = [INTRODUCTION]
+    if settings["length"] != 1:
+        introduction += [LENGTH.format(**settings)] + [GLANCE] * (settings["length"] < 1)
+    write_whole(report, page(TITLE, " ".join(introduction), sections).encode())
     log.info("report        %s", report)
     return report
 

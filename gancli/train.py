@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from gancli import config, distributed, run_folder
+from gancli import config, distributed, graphs, run_folder
 from gancli.config import build
 from gancli.diagnostics.base import Diagnostic, Run, diagnose
 from gancli.errors import Diverged, UserError
@@ -185,7 +185,7 @@ def assemble(settings: Mapping[str, Any], *, folder: Path) -> Trainer:
             runtime=runtime,
             watch=build(settings["watch"], key="watch"),
         )
-    return build(  # type: ignore[no-any-return]
+    trainer: Trainer = build(
         settings["train"],
         key="train",
         game=game,
@@ -199,6 +199,9 @@ def assemble(settings: Mapping[str, Any], *, folder: Path) -> Trainer:
         team=runtime.team,
         seed=seed,
     )
+    if runtime.cuda_graph:
+        graphs.apply(trainer, lambda: graphs.CudaRecorder(runtime.device))
+    return trainer
 
 
 def networks(

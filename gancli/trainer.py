@@ -241,7 +241,7 @@ class Trainer:
             "generator": self.game.generator.state_dict(),
             "discriminator": self.game.discriminator.state_dict(),
             "ema": self.ema.network.state_dict(),
-            "optimizers": {player: self.optimizers[player].optimizer.state_dict() for player in PLAYERS},
+            "optimizers": {player: self.optimizers[player].state() for player in PLAYERS},
             "lr_factors": {player: self.optimizers[player].lr_factor for player in PLAYERS},
             "augment": self.game.augment.state(),
             "monitor": self.monitor.state(),
@@ -257,9 +257,8 @@ class Trainer:
         self.game.discriminator.load_state_dict(state["discriminator"])
         self.ema.network.load_state_dict(state["ema"])
         for player in PLAYERS:
-            self.optimizers[player].optimizer.load_state_dict(state["optimizers"][player])
+            self.optimizers[player].load_state(state["optimizers"][player])
             self.optimizers[player].lr_factor = state["lr_factors"][player]
-            self.optimizers[player].optimizer.zero_grad(set_to_none=True)  # of a step that was not made
         self.game.augment.load_state(state["augment"])
         self.monitor.load_state(state["monitor"])
         self.evaluation.load_state(state["evaluation"])

@@ -32,9 +32,14 @@ class Stage:
 
 
 class Update(ABC):
-    """discriminator_steps: real batches that one step takes."""
+    """discriminator_steps: real batches that one step takes.
+
+    capturable: whether a step is the same row of operations each time that the same penalties are due, with no look
+    at a value on the way, so that a CUDA graph may repeat it; penalties are asked about step * discriminator_steps + k.
+    """
 
     discriminator_steps: int = 1
+    capturable: bool = False
 
     def check_parts(self, game: Game) -> None:
         """Raises ValueError where a step cannot be taken in parts: several processes, or micro-batches."""
@@ -56,9 +61,13 @@ class Simultaneous(Update):
 
     and the last factor is known, up to a number per sample, from D's own backward pass; or exactly
     from R2. Otherwise D is passed through a second time.
+
+    Where D has nearly no gradient of its own to rescale, or none (hinge, past its margin), it is lent `least` of the
+    generator's: nothing beside D's others, and far enough above float32's 1e-38 for G's to keep its digits.
     """
 
-    largest_ratio = 1e12  # past it the gradient to be rescaled may have lost digits to underflow
+    capturable = True
+    least = 1e-25
 
     def stages(self, game: Game, draw: Draw, *, step: int, progress: float) -> Iterator[Stage]:
         samples, labels = draw(0)
@@ -67,19 +76,22 @@ class Simultaneous(Update):
         loss_d, by_real, by_fake = _discriminator_loss(game, real.logits, fake.logits)
         loss_g, wanted = _generator_loss(game, fake.logits, real.logits)
         values, penalty = _penalties(game, real, fake, labels, step=step, progress=progress)
+        rescale = self._can_rescale(game, values) and not fake.has_gradient
+        if rescale:
+            least = (self.least * wanted.abs()).clamp(min=torch.finfo(wanted.dtype).tiny)
+            by_fake = torch.where(by_fake.abs() < least, least, by_fake)
         outputs, seeds = _joined((real.logits, by_real), (fake.logits, by_fake), penalty)
         weights = game.weights["discriminator"]
         if any(game.penalties[name].both_players for name in values):
             weights = weights + game.weights["generator"]  # which only those reach: the samples are cut off from it
 
-        ratio = _per_sample(wanted / by_fake, images)
         if game.per_sample and fake.has_gradient:
             to_images = _per_sample(wanted, images) * fake.gradient().detach()
             backward(outputs, seeds, inputs=weights)
-        elif self._can_rescale(game, values) and bool((ratio.abs() < self.largest_ratio).all()):
+        elif rescale:
             backward(outputs, seeds, inputs=[*weights, fake.inputs])
             assert fake.inputs.grad is not None
-            to_images = ratio * fake.inputs.grad
+            to_images = _per_sample(wanted / by_fake, images) * fake.inputs.grad
         else:
             (to_images,) = grad(fake.logits, fake.inputs, wanted, retain_graph=True)
             backward(outputs, seeds, inputs=weights)
@@ -100,6 +112,8 @@ class Simultaneous(Update):
 
 class Alternating(Update):
     """`discriminator_steps` updates of D, then one of G against the D that they made (Goodfellow et al., 2014)."""
+
+    capturable = True
 
     def __init__(self, *, discriminator_steps: int = 1) -> None:
         if discriminator_steps < 1:

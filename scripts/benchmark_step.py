@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from gancli import graphs
 from gancli.checkpoint import Checkpoints
 from gancli.datasets.base import Images
 from gancli.ema import EMA
@@ -32,7 +33,9 @@ from gancli.game import Game
 from gancli.losses import NonSaturating
 from gancli.monitor import Monitor
 from gancli.networks.dcgan import DCGANDiscriminator, DCGANGenerator
+from gancli.networks.r3gan import R3GANDiscriminator, R3GANGenerator
 from gancli.optimizers import ScheduledOptimizer
+from gancli.penalties import Penalty
 from gancli.priors import Gaussian
 from gancli.runtime import Runtime
 from gancli.trainer import Trainer
@@ -40,10 +43,20 @@ from gancli.updates import Simultaneous
 from gancli.watch import Watch
 
 LR, BETAS = 2e-4, (0.5, 0.999)
+FAMILIES = {"dcgan": (DCGANGenerator, DCGANDiscriminator), "r3gan": (R3GANGenerator, R3GANDiscriminator)}
 
 
 def ours(pair: tuple[nn.Module, nn.Module], data: Tensor, options: argparse.Namespace) -> Callable[[], object]:
-    runtime = Runtime(kind=options.device, precision=options.precision, channels_last=options.channels_last)
+    return trainer_of(pair, data, options).train_step
+
+
+def trainer_of(
+    pair: tuple[nn.Module, nn.Module],
+    data: Tensor,
+    options: argparse.Namespace,
+    penalties: dict[str, Penalty] | None = None,
+) -> Trainer:
+    runtime = runtime_of(options, cuda_graph=options.cuda_graph)
     generator, discriminator = (runtime.place(network) for network in pair)
     adam = partial(torch.optim.Adam, lr=LR, betas=BETAS, fused=True)
     folder = Path(tempfile.mkdtemp())
@@ -56,6 +69,7 @@ def ours(pair: tuple[nn.Module, nn.Module], data: Tensor, options: argparse.Name
             loss=NonSaturating(),
             prior=Gaussian(dim=options.latent),
             stream=runtime.stream(0),
+            penalties=penalties or {},
             autocast=runtime.autocast,
         ),
         update=Simultaneous(),
@@ -73,11 +87,19 @@ def ours(pair: tuple[nn.Module, nn.Module], data: Tensor, options: argparse.Name
         batch_size=options.batch,
         images=10**9,
     )
-    return trainer.train_step
+    if runtime.cuda_graph:
+        graphs.apply(trainer, lambda: graphs.CudaRecorder(runtime.device))
+    return trainer
+
+
+def runtime_of(options: argparse.Namespace, **more: bool) -> Runtime:
+    settings = {"precision": options.precision, "channels_last": options.channels_last}
+    return Runtime(kind=options.device, **{**settings, **more})
 
 
 def plain(pair: tuple[nn.Module, nn.Module], data: Tensor, options: argparse.Namespace) -> Callable[[], object]:
-    device = torch.device(options.device)
+    runtime = runtime_of(options, channels_last=False)
+    device = runtime.device
     generator, discriminator = (network.to(device) for network in pair)
     optimizer_g = torch.optim.Adam(generator.parameters(), lr=LR, betas=BETAS)
     optimizer_d = torch.optim.Adam(discriminator.parameters(), lr=LR, betas=BETAS)
@@ -91,12 +113,14 @@ def plain(pair: tuple[nn.Module, nn.Module], data: Tensor, options: argparse.Nam
         nonlocal count
         real, count = images[count % len(images)], count + 1
         optimizer_d.zero_grad()
-        fake = generator(torch.randn(options.batch, options.latent, device=device))
-        loss_d = criterion(discriminator(real), ones) + criterion(discriminator(fake.detach()), zeros)
+        with runtime.autocast():
+            fake = generator(torch.randn(options.batch, options.latent, device=device))
+            loss_d = criterion(discriminator(real), ones) + criterion(discriminator(fake.detach()), zeros)
         loss_d.backward()
         optimizer_d.step()
         optimizer_g.zero_grad()
-        loss_g = criterion(discriminator(fake), ones)
+        with runtime.autocast():
+            loss_g = criterion(discriminator(fake), ones)
         loss_g.backward()
         optimizer_g.step()
         loss_d.item(), loss_g.item()
@@ -105,7 +129,7 @@ def plain(pair: tuple[nn.Module, nn.Module], data: Tensor, options: argparse.Nam
 
 
 def bare(pair: tuple[nn.Module, nn.Module], data: Tensor, options: argparse.Namespace) -> Callable[[], object]:
-    runtime = Runtime(kind=options.device, precision=options.precision, channels_last=options.channels_last)
+    runtime = runtime_of(options)
     generator, discriminator = (runtime.place(network) for network in pair)
     weights_g, weights_d = list(generator.parameters()), list(discriminator.parameters())
     optimizers = [torch.optim.Adam(weights, lr=LR, betas=BETAS, fused=True) for weights in (weights_g, weights_d)]
@@ -129,29 +153,19 @@ def bare(pair: tuple[nn.Module, nn.Module], data: Tensor, options: argparse.Name
     return step
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=int, default=28)
-    parser.add_argument("--image-channels", type=int, default=1)
-    parser.add_argument("--channels", type=int, default=64, help="width of the finest hidden map")
-    parser.add_argument("--latent", type=int, default=64)
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--precision", choices=["float32", "tf32", "bf16"], default="float32")
-    parser.add_argument("--channels-last", action=argparse.BooleanOptionalAction, default=True, help="for (a) and (c)")
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--steps", type=int, default=5, help="steps of each way in a round")
-    options = parser.parse_args()
+WAYS = {"a": ours, "b": plain, "c": bare}
 
-    torch.manual_seed(0)
+
+def networks(options: argparse.Namespace) -> tuple[nn.Module, nn.Module]:
+    """Generator and discriminator of the family asked for."""
     shape = (options.image_channels, options.size, options.size)
-    data = torch.randint(0, 256, (50 * options.batch, *shape), dtype=torch.uint8)
-    generator = DCGANGenerator(latent_dim=options.latent, image_shape=shape, channels=options.channels)
-    discriminator = DCGANDiscriminator(image_shape=shape, channels=options.channels)
-    steps = {
-        name: way(copy.deepcopy((generator, discriminator)), data, options)
-        for name, way in {"a": ours, "b": plain, "c": bare}.items()
-    }
+    make_g, make_d = FAMILIES[options.network]
+    generator = make_g(latent_dim=options.latent, image_shape=shape, channels=options.channels)
+    return generator, make_d(image_shape=shape, channels=options.channels)
+
+
+def interleaved(steps: dict[str, Callable[[], object]], options: argparse.Namespace) -> dict[str, list[float]]:
+    """Seconds of each way in each round, after a round that warms up."""
     wait = torch.cuda.synchronize if options.device == "cuda" else lambda: None
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(options.rounds + 1):
@@ -162,15 +176,46 @@ def main() -> None:
             for _ in range(options.steps):
                 steps[name]()
             wait()
-            if turn:  # the first round warms up
+            if turn:
                 seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def ratio(seconds: dict[str, list[float]], first: str, second: str) -> str:
+    """How many times as fast the first is as the second."""
+    ratios = [other / own for own, other in zip(seconds[first], seconds[second], strict=True)]
+    return f"({first})/({second}) {statistics.median(ratios):.3f}  [{min(ratios):.3f} .. {max(ratios):.3f}]"
+
+
+def parser() -> argparse.ArgumentParser:
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("--network", choices=list(FAMILIES), default="dcgan")
+    words.add_argument("--size", type=int, default=28)
+    words.add_argument("--image-channels", type=int, default=1)
+    words.add_argument("--channels", type=int, default=64, help="width of the finest hidden map")
+    words.add_argument("--latent", type=int, default=64)
+    words.add_argument("--batch", type=int, default=128)
+    words.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    words.add_argument("--precision", choices=["float32", "tf32", "bf16"], default="float32")
+    words.add_argument("--channels-last", action=argparse.BooleanOptionalAction, default=True, help="for (a) and (c)")
+    words.add_argument("--cuda-graph", action="store_true", help="for (a)")
+    words.add_argument("--rounds", type=int, default=15)
+    words.add_argument("--steps", type=int, default=5, help="steps of each way in a round")
+    return words
+
+
+def main() -> None:
+    options = parser().parse_args()
+    torch.manual_seed(0)
+    shape = (options.image_channels, options.size, options.size)
+    data = torch.randint(0, 256, (50 * options.batch, *shape), dtype=torch.uint8)
+    pair = networks(options)
+    seconds = interleaved({name: way(copy.deepcopy(pair), data, options) for name, way in WAYS.items()}, options)
     images = options.batch * options.steps
     for name, text in {"a": "gancli", "b": "plain two-stage loop", "c": "bare one-stage arithmetic"}.items():
         print(f"({name}) {text:27} {images / statistics.median(seconds[name]):9,.0f} images/s")
-    for first, second in (("a", "b"), ("a", "c")):
-        ratios = [other / own for own, other in zip(seconds[first], seconds[second], strict=True)]
-        spread = f"[{min(ratios):.3f} .. {max(ratios):.3f}]"
-        print(f"({first})/({second}) {statistics.median(ratios):.3f}  {spread} over {options.rounds} rounds")
+    for second in ("b", "c"):
+        print(f"{ratio(seconds, 'a', second)} over {options.rounds} rounds")
 
 
 if __name__ == "__main__":

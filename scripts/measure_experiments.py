@@ -42,6 +42,7 @@ SHOWN = {  # number -> its heading, in order
     "precision": "precision",
     "recall": "recall",
     "closer_than_holdout": "copies",
+    "augmentation": "augmentation",
 }
 
 
@@ -75,6 +76,10 @@ def measured(run: Path) -> dict:
     words = [f"run={run}", f"count={samples}", f"reference={reference}"]
     subprocess.run([sys.executable, "-m", "gancli", "evaluate", *words], check=True)
     row = json.loads((run / "evaluations.jsonl").read_text().splitlines()[-1])
+    if "augment=ada" in start["overrides"]:  # where its steered strength has ended
+        row["values"]["augmentation"] = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])[
+            "augment/strength"
+        ]
     return {
         "experiment": experiment,
         "overrides": [f"{key}={value}" for key, value in typed.items()],

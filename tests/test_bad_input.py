@@ -14,6 +14,7 @@ import torch
 from conftest import TINY
 
 RUN = [*TINY, "hydra.run.dir=run"]
+LAW = ["dataset=law_1d", "network=mlp"]
 
 TRAIN = {  # overrides -> what the error must name
     "unknown loss": (["loss=hing"], "loss=hing: no such choice; did you mean hinge?"),
@@ -71,6 +72,20 @@ TRAIN = {  # overrides -> what the error must name
     "evaluation of one": (["evaluation.count=1"], "evaluation.count=1: at least 2"),
     "unknown action": (["watch.action=halt"], "watch.action=halt: expected one of warn, stop, rollback"),
     "a factor that raises": (["watch.lower_lr=2"], "watch.lower_lr=2"),
+    "a formula without its inner quotes": (
+        [*LAW, "law@dataset.law=expression", "dataset.law.cdf=1 - exp(-x**2)"],
+        "dataset.law.cdf=1 - exp(-x**2): not readable; quote such a value twice, once for the shell: "
+        "\"dataset.law.cdf='1 - exp(-x**2)'\"",
+    ),
+    "a formula of something else": (
+        [*LAW, "law@dataset.law=expression", "dataset.law.cdf='1 - foo(x)'"],
+        "dataset.law.cdf=1 - foo(x): holds foo(x), which is no arithmetic",
+    ),
+    "a table that is not there": (
+        [*LAW, "law@dataset.law=table", "dataset.law.path=nowhere.txt"],
+        "dataset.law.path=nowhere.txt: not readable as a table of numbers",
+    ),
+    "a list that is not closed": (["penalty=[r1"], "penalty=[r1: not readable; are its brackets and quotes closed?"),
     "unknown augmentation": (["augment=difaugment"], "did you mean diffaugment?"),
     "resume from nothing": (["resume=nowhere"], "resume=nowhere: not a run folder"),
     "schedule that runs backwards": (

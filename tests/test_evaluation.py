@@ -304,7 +304,7 @@ def test_points_are_evaluated_too(cli):
     result = cli("train", *words, *ON, "dataset=gaussian_ring", "network=mlp", "hydra.run.dir=run")
     assert result.status == 0, result.err
     row = rows(Path("run"))[-1]
-    assert set(row["values"]) == {"reverse_kl", "modes", "high_quality", "diversity"}
+    assert set(row["values"]) == {"reverse_kl", "modes", "modes_held", "high_quality", "diversity"}
     assert row["reference_hash"] and "features" not in row
 
 

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
+from recording import Graphs
 from torch import nn
 
-from gancli.optimizers import ScheduledOptimizer
-from gancli.schedules import Constant, Linear
+from gancli.optimizers import ClippedRMSprop, ClippedSGD, ScheduledOptimizer
+from gancli.schedules import BurnIn, Constant, Linear
 
 
 def parameter() -> nn.Parameter:
@@ -85,3 +87,68 @@ def test_an_exact_resume_goes_on_as_before() -> None:
     resumed.optimizer.load_state_dict(optimizer.optimizer.state_dict())
     go(second, resumed, range(3, 6))
     assert torch.equal(second, straight)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        partial(torch.optim.Adam, lr=0.5, betas=[0.5, BurnIn(start=0.5, value=0.75, until=0.25)], fused=True),
+        partial(torch.optim.Adam, lr=Linear(start=0.5, end=0.25), betas=[0.5, 0.75], fused=True),
+        partial(torch.optim.SGD, lr=0.5, momentum=0.5),
+        partial(torch.optim.SGD, lr=BurnIn(start=0.5, value=0.25, until=0.25)),
+    ],
+)
+def test_replays_follow_every_setting(make: partial[torch.optim.Optimizer]) -> None:
+    found = []
+    for made in (None, Graphs()):
+        p, gradient = parameter(), torch.empty(2)
+        optimizer = ScheduledOptimizer(make, [p])
+        if made is not None:
+            assert optimizer.record(made)
+        for step in range(16):
+            optimizer.lr_factor = 1.0 if step < 10 else 0.5
+            p.grad = gradient.copy_(torch.tensor([step + 1.0, -0.5]))
+            optimizer.step(step / 16)
+        assert made is None or made.replayed > 2
+        found.append(p.detach())
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize(
+    ("clipped", "plain"),
+    [
+        (partial(ClippedSGD, lr=0.3), partial(torch.optim.SGD, lr=0.3)),
+        (partial(ClippedRMSprop, lr=0.3, alpha=0.9), partial(torch.optim.RMSprop, lr=0.3, alpha=0.9)),
+    ],
+    ids=["sgd", "rmsprop"],
+)
+def test_parameters_are_clipped_after_the_plain_step(clipped: partial[ClippedSGD], plain: partial[Any]) -> None:
+    mine, theirs = parameter(), parameter()
+    optimizer, reference = clipped([mine], clip=1.5), plain([theirs])
+    for gradient in torch.tensor([[1.0, 2.0], [-8.0, 0.1], [4.0, -0.3]]):
+        mine.grad, theirs.grad = gradient.clone(), gradient.clone()
+        optimizer.step()
+        reference.step()
+        theirs.data.clamp_(-1.5, 1.5)
+        assert torch.equal(mine, theirs)
+
+
+def test_the_bound_may_be_scheduled_and_comes_back_with_the_state() -> None:
+    p = parameter()
+    make = partial(ClippedSGD, lr=0.0, clip=Linear(start=4.0, end=1.0))
+    optimizer = ScheduledOptimizer(make, [p])
+    p.grad = torch.ones(2)
+    optimizer.step(0.0)
+    assert p.tolist() == [1.0, -2.0]
+    p.grad = torch.ones(2)
+    optimizer.step(0.9)
+    assert p.tolist() == pytest.approx([1.0, -1.3])
+    other = ClippedSGD([parameter()], clip=9.0)
+    other.load_state_dict(optimizer.optimizer.state_dict())
+    assert other.param_groups[0]["clip"] == pytest.approx(1.3)
+
+
+@pytest.mark.parametrize("make", [ClippedSGD, ClippedRMSprop])
+def test_a_bound_of_nothing_is_refused(make: type[ClippedSGD]) -> None:
+    with pytest.raises(ValueError, match=r"^clip=0.0: a bound above 0"):
+        make([parameter()], clip=0.0)

@@ -82,6 +82,7 @@ def test_every_gancli_command_of_the_readme_composes(cli):
         "benchmark_startup.py --help",
         "kill_and_resume.py --help",
         "benchmark_data.py --help",
+        "benchmark_gpu.py --help",
     ],
 )
 def test_scripts_run(command, tmp_path):
@@ -90,6 +91,15 @@ def test_scripts_run(command, tmp_path):
         [sys.executable, str(ROOT / "scripts" / name), *words], capture_output=True, text=True, cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_the_benchmark_for_gpus_says_where_there_is_none(tmp_path):
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, str(ROOT / "scripts" / "benchmark_gpu.py")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.startswith("no CUDA device is visible here") and done.stderr.count("\n") == 1
 
 
 def test_no_room_has_grown_past_300_lines():

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from gancli.game import Game, Scored
 from gancli.losses import NonSaturating
 from gancli.networks.base import Discriminator, Generator
-from gancli.penalties import DRAGAN, R1, R2, WGANGP, Penalty
+from gancli.penalties import DRAGAN, R1, R2, WGANGP, Consensus, Penalty, Roth
 from gancli.runtime import Stream, seeded
 from gancli.schedules import Linear
 
-EVERY = [R1, R2, WGANGP, DRAGAN]
+EVERY = [R1, R2, WGANGP, DRAGAN, Roth]
 BATCH, SHAPE = 6, (2, 2, 2)
 SIZE = math.prod(SHAPE)
 
@@ -72,7 +72,7 @@ def scored(game: Game, labels: Tensor | None = None) -> tuple[Scored, Scored]:
     return game.score(real, labels), game.score(fake, labels)
 
 
-@pytest.mark.parametrize("make", EVERY)
+@pytest.mark.parametrize("make", [R1, R2, WGANGP, DRAGAN])
 def test_linear_discriminator_has_the_closed_form(make: type[Penalty]) -> None:
     d = Counting()
     game = game_of(d)
@@ -140,7 +140,32 @@ def test_a_flat_discriminator_gives_a_finite_gradient(make: type[Penalty]) -> No
     assert by_w.isfinite().all()
 
 
-@pytest.mark.parametrize(("make", "extra"), [(R1, 0), (R2, 0), (WGANGP, 1), (DRAGAN, 1)])
+def test_roths_weighs_each_sample_by_how_much_the_discriminator_is_mistaken() -> None:
+    d = Counting()
+    game = game_of(d)
+    real, fake = scored(game)
+    values = Roth(weight=1.0)(real, fake, game, None)
+    mistaken = (1 - real.logits.sigmoid()).square() + fake.logits.sigmoid().square()
+    torch.testing.assert_close(values, 0.5 * mistaken * d.w.square().sum(), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("make", [WGANGP, Consensus])
+def test_points_are_in_one_graph_with_the_generator_only_where_the_fakes_are(make: type[Penalty]) -> None:
+    """A training step must not reach it through D's penalty; who looks at the whole game must."""
+    game = game_of(Quadratic())
+    scale = nn.Parameter(torch.ones(()))
+    game.weights["generator"], (real, fake) = [scale], batches()
+    inputs = real.requires_grad_()
+    whole = Scored(scale * fake, game.judge(scale * fake, None))
+    value = make(weight=1.0)(Scored(inputs, game.judge(inputs, None)), whole, game, None).mean()
+    assert torch.autograd.grad(value, scale)[0] != 0
+    if make is WGANGP:
+        cut = game.score(scale * fake, None)
+        value = make(weight=1.0)(game.score(real, None), cut, game, None).mean()
+        assert torch.autograd.grad(value, (scale, cut.inputs), allow_unused=True) == (None, None)
+
+
+@pytest.mark.parametrize(("make", "extra"), [(R1, 0), (R2, 0), (Roth, 0), (WGANGP, 1), (DRAGAN, 1)])
 def test_forward_passes(make: type[Penalty], extra: int) -> None:
     d = Quadratic()
     game, labels = game_of(d), torch.arange(BATCH)

@@ -29,6 +29,7 @@ def test_a_sweep(cli, sweep):
     assert bad.startswith("bad") and "never began: this job failed: train.batch_size=100000: larger" in bad
     page = (sweep / "report.html").read_text()
     assert "http" not in page.replace("http-equiv", "") and page.count("data:image/png;base64,") == 3  # curves, samples
+    assert page.count('class="gallery"') == 1 and page.index('class="gallery"') < page.rindex("<img")
     values = [json.loads(line) for line in (sweep / "0" / "evaluations.jsonl").read_text().splitlines()]
     assert f"{values[-1]['values']['fid']:.4g}" in page
     assert f"{min(row['values']['fid'] for row in values):.4g}" in page
@@ -56,6 +57,48 @@ def test_sorted_and_elsewhere(cli, sweep, tmp_path):
 def test_bad_input(cli, words, text):
     result = cli("report", *words)
     assert result.status == 2 and text in result.err and "Traceback" not in result.err
+
+
+def test_the_best_first_and_the_last_without_numbers(tmp_path, cli):
+    made = {"a": [3.0, 5.0], "b": [8.0, 7.0], "c": [], "d": [float("nan")]}
+    for name, modes in made.items():
+        write(tmp_path / name, [{"reverse_kl": 0.1 * value, "modes": value} for value in modes])
+    result = cli("report", f"run={tmp_path}", "sort=modes")
+    assert [line.split()[0] for line in result.err.splitlines()[1:5]] == ["b", "a", "c", "d"]
+    assert "best reverse_kl" in result.err and "best modes" not in result.err
+    for name in made:
+        (tmp_path / name / "config.yaml").write_text("objective: modes")
+    result = cli("report", f"run={tmp_path}", "sort=modes")
+    head, first = (line.split() for line in result.err.splitlines()[:2])
+    assert " ".join(head).endswith("reverse_kl modes best reverse_kl best modes ended") and first[-3:-1] == ["0.7", "8"]
+
+
+def write(folder, values):
+    """A finished run's folder with one evaluation after the other."""
+    folder.mkdir()
+    (folder / "config.yaml").write_text("objective: null")
+    (folder / "run.json").write_text(json.dumps({"starts": [{"ended": "finished"}]}))
+    rows = [{"images": 100 * n, "seconds": 60.0 * n, "by": "train", "values": each} for n, each in enumerate(values, 1)]
+    (folder / "evaluations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "metrics.jsonl").write_text(json.dumps({"images": 1234, "seconds": 90.0}) + "\n")
+
+
+def test_a_line_cut_short_and_a_run_without_evaluations(tmp_path, cli):
+    for name in "ab":
+        write(tmp_path / name, [{"fid": 5.0}] if name == "a" else [])
+    with open(tmp_path / "a" / "evaluations.jsonl", "a") as file:
+        file.write('{"images": 300, "sec')
+    result = cli("report", f"run={tmp_path}")
+    assert result.status == 0 and "a line cannot be read" in result.err
+    lines = [line.split() for line in result.err.splitlines() if line.startswith(("a ", "b "))]
+    assert lines == [["a", "1,234", "1.5", "5", "5", "finished"], ["b", "1,234", "1.5", "finished"]]
+
+
+def test_a_folder_of_hydra_alone_is_no_run(tmp_path, cli):
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "config.yaml").write_text("seed: 0")
+    result = cli("report", f"run={tmp_path}")
+    assert result.status == 2 and "no run folders here" in result.err
 
 
 def test_an_unknown_number_to_sort_by(cli, sweep):

@@ -193,6 +193,14 @@ def test_tf32_on_a_cpu_is_told_to_change_nothing(caplog: pytest.LogCaptureFixtur
     assert "tf32 changes nothing on a CPU" in caplog.text
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is visible")
+@pytest.mark.parametrize("kind", ["auto", "cpu"])
+def test_cuda_graphs_on_a_cpu_are_told_to_change_nothing(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    assert not Runtime(kind=kind, cuda_graph=True).cuda_graph  # type: ignore[arg-type]
+    (record,) = caplog.records
+    assert record.getMessage().startswith("device.cuda_graph=true changes nothing on a CPU")
+
+
 def test_threads() -> None:
     assert str(Runtime(kind="cpu", threads=1)) == "CPU, 1 threads, float32"
     with pytest.raises(ValueError, match=r"^threads=0: "):

@@ -7,6 +7,7 @@ gradient penalties on D(T(x)) ask for.
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
@@ -34,6 +35,13 @@ class Augment(ABC):
     ) -> None:
         """Called after each update of D with its logits, (B,) each; one above `threshold` says "real"."""
 
+    def with_strength(self, strength: Tensor) -> Augment | None:
+        """A copy whose strength is what stands in `strength`, 0-dim, whenever it is called; None where there is none.
+
+        A CUDA graph repeats what it did with the same tensors, whatever a number in Python has become since.
+        """
+        return None
+
     @abstractmethod
     def __call__(self, images: Tensor, uniform: Tensor) -> Tensor:
         """images (B, C, H, W) in [-1, 1], uniform (B, draws) in [0, 1) on the same device -> (B, C, H, W)."""
@@ -55,6 +63,9 @@ class Augment(ABC):
 
 class NoAugment(Augment):
     """The samples as they are, images or points."""
+
+    def with_strength(self, strength: Tensor) -> NoAugment:
+        return self
 
     def __call__(self, images: Tensor, uniform: Tensor) -> Tensor:
         return images
@@ -97,6 +108,11 @@ class ImageAugment(Augment):
     @property
     def strength(self) -> Tensor | float:
         return self.p
+
+    def with_strength(self, strength: Tensor) -> ImageAugment:
+        other = copy.copy(self)
+        other.p = strength
+        return other
 
     def __call__(self, images: Tensor, uniform: Tensor) -> Tensor:
         if isinstance(self.p, float) and self.p == 0.0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from math import prod
 
@@ -31,12 +32,17 @@ class InstanceNoise(Augment):
         return prod(shape)
 
     def prepare(self, progress: float) -> None:
-        self.std = float(at(self.schedule, progress))
+        self.std: Tensor | float = float(at(self.schedule, progress))
+
+    def with_strength(self, strength: Tensor) -> InstanceNoise:
+        other = copy.copy(self)
+        other.std = strength
+        return other
 
     def __call__(self, images: Tensor, uniform: Tensor) -> Tensor:
         numbers: Tensor = torch.special.ndtri(uniform.clamp(min=2.0**-25))  # half of the smallest that is drawn but 0
         return images + self.std * numbers.view(images.shape)
 
     @property
-    def strength(self) -> float:
+    def strength(self) -> Tensor | float:
         return self.std

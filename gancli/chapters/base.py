@@ -28,13 +28,15 @@ class Experiment:
 
 
 class Chapter(ABC):
-    """seeds: runs of each method where chance matters."""
+    """seeds: runs of each method where chance matters. length: factor on that of every run; in shortened ones the
+    theory's limits are not reached, so a chapter gives no verdict on them.
+    """
 
     title: str
     statement: str
 
-    def __init__(self, *, seeds: int = 5) -> None:
-        self.seeds = seeds
+    def __init__(self, *, seeds: int = 5, length: float = 1.0) -> None:
+        self.seeds, self.length = seeds, length
 
     @abstractmethod
     def experiments(self) -> list[Experiment]:
@@ -46,8 +48,28 @@ class Chapter(ABC):
 
     def section(self, folder: Path) -> Section:
         """The chapter's place in the report."""
-        commands = ["gancli train " + " ".join(each.overrides) for each in self.experiments()]
+        commands = [f"gancli train {' '.join(self._words(each, folder))}" for each in self.experiments()]
         return Section(title=self.title, statement=self.statement, parts=self.parts(folder), commands=commands)
+
+    def _words(self, experiment: Experiment, folder: Path) -> list[str]:
+        """What to type for the run as it was made, however long."""
+        images = None if self.length == 1 else _done(folder / experiment.name).get("images")
+        if images is None:
+            return list(experiment.overrides)
+        return [
+            *(word for word in experiment.overrides if not word.startswith("train.images=")),
+            f"train.images={images}",
+        ]
+
+
+def diverged(run: Path) -> bool:
+    """Whether a loss or a gradient was no longer finite, so that the run ended before its time."""
+    return str(_done(run).get("ended")).startswith("ended: ")
+
+
+def _done(run: Path) -> dict[str, Any]:
+    file = run / "done.json"
+    return dict(json.loads(file.read_text())) if file.exists() else {}
 
 
 def numbers(run: Path, diagnostic: str) -> dict[str, Any]:

@@ -24,6 +24,8 @@ _HEAD = [
 def _last(run: Path) -> dict[str, float]:
     """What the evaluation says, and how often D took images for real in the last tenth of the log."""
     found, log = evaluated(run), rows(run, "metrics.jsonl")
+    if not log:  # it ended before its first row
+        return found
     late = log[-max(1, len(log) // 10) :]
     held, gap = (sum(row[f"accuracy/{name}"] for row in late) / len(late) for name in ("holdout", "gap"))
     return found | {"on_train": held + gap, "on_holdout": held, "gap": gap}

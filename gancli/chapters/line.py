@@ -84,11 +84,15 @@ class Objective(Chapter):
             run = folder / f"objective-{loss}"
             of_d, of_m = numbers(run, "optimal_discriminator"), numbers(run, "objective")
             of_g = numbers(run, "inverse_transform")
-            cells = [of_d.get("distance_to_best"), of_m.get("value_train"), of_m.get("value_holdout")]
-            lines.append([name, *map(number, [*cells, of_m.get("accuracy_holdout"), of_g.get("ks")])])
+            values = [of_m.get(key) for key in ("value_train", "value_holdout", "linear_holdout", "accuracy_holdout")]
+            lines.append([name, *map(number, [of_d.get("distance_to_best"), *values, of_g.get("ks")])])
             pictures += picture(run, "theory/optimal_discriminator.png", f"{name}: densities, best and learned D")
-        head = ["game", "mean |D - D*|", "M on training data", "M on held-out data", "D is right", "KS of G(z)"]
-        caption = "M = E log D(x) + E log(1 - D(G(z))) of the learned D in both rows; -log 4 = -1.386"
+        head = ["game", "mean |D - D*|", "M, training", "M, held-out", "without the second log", "D is right", "KS"]
+        caption = (
+            "M = E log D(x) + E log(1 - D(G(z))) of the learned players in both rows, -log 4 = -1.386 at the saddle "
+            "point of the first game; then E log D(x) + E[1 - D(G(z))] on held-out data, 0 at that of the second. "
+            "D* and both values belong to G as it stands, KS to G's moving average, from which samples are made"
+        )
         return [
             Picture(png(drawn(_two_games())), "what the missing logarithm changes"),
             Table(head, lines, caption),

@@ -165,12 +165,12 @@ class Images(Dataset):
         if self.images.nbytes > self.resident_bytes:
             key = (size, seed, world_size)
             if key not in self._ahead:
-                self._ahead[key] = Ahead(lambda step, rank: self.images[rows(step, rank)])
+                self._ahead[key] = Ahead(self.images, rows)
             read = self._ahead[key](step, rank)
         images, labels = self._gather(rows(step, rank), read)
         if self.flip:
             mirrored = torch.rand(size, generator=seeded(seed, "flip", step)) < 0.5
-            mine = mirrored[rank * local : (rank + 1) * local].to(images.device)
+            mine = mirrored[rank * local : (rank + 1) * local].to(images.device, non_blocking=True)
             images = torch.where(mine[:, None, None, None], images.flip(-1), images)
         return images, labels
 
@@ -202,9 +202,10 @@ class Images(Dataset):
         return self.train if split == "train" else self.held
 
     def _gather(self, rows: Tensor, read: Tensor | None = None) -> Batch:
-        images = self.images[rows.to(self.images.device)] if read is None else read
+        # Nothing here waits for the device, which has the step before to finish.
+        images = self.images[rows.to(self.images.device, non_blocking=True)] if read is None else read
         images = to_unit(images.to(self.device, non_blocking=True))
-        return images, None if self.labels is None else self.labels[rows].to(self.device)
+        return images, None if self.labels is None else self.labels[rows].to(self.device, non_blocking=True)
 
 
 class Drawn(Dataset):
@@ -233,7 +234,8 @@ class Drawn(Dataset):
         local = size // world_size
         data, labels = self.draw(size, seeded(seed, "draw", step))
         mine = slice(rank * local, (rank + 1) * local)
-        return data[mine].to(self.device), None if labels is None else labels[mine].to(self.device)
+        data = data[mine].to(self.device, non_blocking=True)
+        return data, None if labels is None else labels[mine].to(self.device, non_blocking=True)
 
     def holdout(self, count: int) -> Batch:
         data, labels = self.draw_holdout(count, seeded(0, "holdout"))

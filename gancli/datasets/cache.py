@@ -16,11 +16,12 @@ import os
 import shutil
 import sys
 import zipfile
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ from gancli.checkpoint import write_whole
 from gancli.errors import UserError
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 THREADS = os.cpu_count() or 1
 UNREADABLE = "unreadable"  # in place of a hash; looked at again each time
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # others, such as EPS, may start programs
@@ -118,8 +120,7 @@ class Source:
 
     def sides(self) -> tuple[int, int]:
         """The (height, width) that all of its readable pictures have. Raises UserError where they differ."""
-        with ThreadPoolExecutor(THREADS) as pool:
-            sizes = {size for size in pool.map(self._size, self.names) if size is not None}
+        sizes = {size for size in _each(self._size, self.names) if size is not None}
         if len(sizes) != 1:
             found = ", ".join(f"{width}x{height}" for width, height in sorted(sizes)[:5]) or "none that can be read"
             raise UserError(f"{self.named}: its images have no size in common ({found}); give resolution=…")
@@ -142,24 +143,21 @@ class Source:
         place = hashlib.blake2b(str(self.path.resolve()).encode(), digest_size=16).hexdigest()
         index = root / f"index-{place}.json"
         known = _json(index)
-        stamps = {name: _stamp(self.path / name) for name in self.names}
 
-        def look(name: str) -> str:
-            before = known.get(name)
-            if isinstance(before, list) and len(before) == 3 and before[:2] == stamps[name] and before[2] != UNREADABLE:
-                return str(before[2])
+        def look(name: str) -> list[Any]:
+            before, stamp = known.get(name), _stamp(self.path / name)
+            if isinstance(before, list) and len(before) == 3 and before[:2] == stamp and before[2] != UNREADABLE:
+                return before
             try:
-                return hashlib.blake2b(self.read(name), digest_size=16).hexdigest()
+                return [*stamp, hashlib.blake2b(self.read(name), digest_size=16).hexdigest()]
             except OSError:
-                return UNREADABLE
+                return [*stamp, UNREADABLE]
 
-        with ThreadPoolExecutor(THREADS) as pool:
-            hashes = dict(zip(self.names, pool.map(look, self.names), strict=True))
+        rows = dict(zip(self.names, _each(look, self.names), strict=True))
         root.mkdir(parents=True, exist_ok=True)
-        rows = {name: [*stamps[name], content] for name, content in hashes.items()}
         if rows != known:
             write_whole(index, json.dumps(rows).encode())
-        return hashes
+        return {name: str(row[2]) for name, row in rows.items()}
 
 
 def decoded(
@@ -208,8 +206,8 @@ def _build(source: Source, decoding: Decoding, folder: Path) -> None:
     temporary.mkdir(parents=True)
     try:
         names, bad = [], []
-        with open(temporary / "images.u8", "wb") as file, ThreadPoolExecutor(THREADS) as pool:
-            work = pool.map(_attempt(source, decoding), source.names)
+        with open(temporary / "images.u8", "wb") as file:
+            work = _each(_attempt(source, decoding), source.names)
             bar = tqdm(work, total=len(source.names), unit="img", desc="decoding", disable=not sys.stderr.isatty())
             for name, array in zip(source.names, bar, strict=True):
                 if array is None:
@@ -229,6 +227,18 @@ def _build(source: Source, decoding: Decoding, folder: Path) -> None:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(broken, ignore_errors=True)
+
+
+def _each(work: Callable[[str], T], names: Iterable[str]) -> Iterator[T]:
+    """`work` on each name by several threads, in order; what waits to be taken does not grow with the data."""
+    waiting: deque[Future[T]] = deque()
+    with ThreadPoolExecutor(THREADS) as pool:
+        for name in names:
+            waiting.append(pool.submit(work, name))
+            if len(waiting) == 4 * THREADS:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def _attempt(source: Source, decoding: Decoding) -> Callable[[str], np.ndarray[Any, Any] | None]:

@@ -13,25 +13,28 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd import grad
 
-from gancli.augment.base import NoAugment
 from gancli.diagnostics.base import Run
 from gancli.runtime import Stream, seeded
 
 PLAYERS = ("generator", "discriminator")
+NOISE = 1e-6  # of the largest absolute value: below it an eigenvalue is the rounding of one that is 0
 _DENSE = 400  # parameters up to which all eigenvalues are computed at once
+_BASIS, _RESTARTS = 60, 100  # of the Arnoldi iteration: vectors at least, and how often it begins again at most
 
 
 class VectorField:
     """The direction in which simultaneous gradient descent moves all n parameters, G's first, at one batch.
 
-    Of copies of the networks in float64, without augmentation and without penalty=consensus, at the penalties'
-    weights of now; points at which wgan_gp and dragan look are taken as fixed. count: samples in the batch.
+    Of copies of the networks in float64, with the penalties and the augmentation as they are now; what these draw at
+    random is the same at every point. An optimizer's own steps, momentum or a look ahead, are no part of it.
+    count: samples in the batch.
     """
 
     def __init__(self, run: Run, *, count: int) -> None:
         game, self.progress = run.trainer.game, run.trainer.progress
         players: dict[str, Any] = {player: copy.deepcopy(game.network(player)).double().eval() for player in PLAYERS}
-        self.game = replace(game, **players, augment=NoAugment(), autocast=nullcontext)
+        self.game = replace(game, **players, augment=copy.deepcopy(game.augment), autocast=nullcontext)
+        self.game.augment.prepare(self.progress)
         self.seed = run.trainer.seed
         self.samples, self.labels = run.real(count)
         self.samples, self.noise = self.samples.double(), run.noise(len(self.samples)).double()
@@ -64,17 +67,22 @@ class VectorField:
             [self._flat(grad(component, self.weights, retain_graph=True, allow_unused=True)) for component in field]
         )
 
-    def eigenvalues(self, count: int, *, dense: bool | None = None) -> NDArray[np.complex128]:
+    def eigenvalues(self, count: int, *, dense: bool | None = None) -> tuple[NDArray[np.complex128], int]:
         """Of the Jacobian: all of them in a small game, in a larger one the `count` largest, and the `count` with
         the largest real parts, by Arnoldi iteration on products (Lehoucq, Sorensen & Yang, 1998), so that no matrix is
-        formed. Largest first. dense: True or False where the size of the game shall not decide.
+        formed. dense: True or False where the size of the game shall not decide.
+
+        Returns those found, largest first, and how many of the `count` twice over the iteration did not find.
         """
         if self.size <= _DENSE if dense is None else dense:
-            found = np.linalg.eigvals(self.jacobian().cpu().numpy())
+            found, missing = np.linalg.eigvals(self.jacobian().cpu().numpy()), 0
         else:
-            found = np.concatenate([self._arnoldi(which, count) for which in ("LM", "LR")])
-            found = np.unique(found.round(12))
-        return found[np.argsort(-np.abs(found))]
+            count = min(count, self.size - 2)  # an iteration finds no more
+            found, most_real = (self._arnoldi(which, count) for which in ("LM", "LR"))
+            missing = 2 * count - len(found) - len(most_real)
+            near = NOISE * np.abs([*found, *most_real]).max(initial=0.0)
+            found = np.append(found, [value for value in most_real if np.abs(found - value).min(initial=np.inf) > near])
+        return found[np.argsort(-np.abs(found))], missing
 
     def _arnoldi(self, which: str, count: int) -> NDArray[np.complex128]:
         from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigs
@@ -90,8 +98,11 @@ class VectorField:
 
         operator = LinearOperator((self.size, self.size), matvec=product, dtype=np.float64)
         start = torch.randn(self.size, generator=seeded(self.seed, "arnoldi"), dtype=torch.float64).numpy()
+        basis = min(self.size, max(2 * count + 1, _BASIS))
         try:
-            return np.asarray(eigs(operator, k=count, which=which, v0=start, return_eigenvectors=False, maxiter=50))
+            return np.asarray(
+                eigs(operator, k=count, which=which, v0=start, ncv=basis, maxiter=_RESTARTS, return_eigenvectors=False)
+            )
         except ArpackNoConvergence as error:
             return np.asarray(error.eigenvalues)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from torch.nn.functional import logsigmoid
 
 from gancli.diagnostics.base import Diagnostic, Run, Shown
 from gancli.game import looking
@@ -19,7 +20,8 @@ class Objective(Diagnostic):
     """M = E log D(x) + E log(1 - D(G(z))) on training and on held-out data, against its value -log 4 at the
     saddle point, where D is right half of the time (Goodfellow et al., NeurIPS 2014, theorem 1).
 
-    count: samples of each kind. D is the sigmoid of the logit's distance to the loss's threshold.
+    linear is E log D(x) + E[1 - D(G(z))], without the second logarithm, whose saddle point has the value 0. count:
+    samples of each kind. D is the sigmoid of the logit's distance to the loss's threshold.
     """
 
     title = "value of the game"
@@ -38,6 +40,7 @@ class Objective(Diagnostic):
         for name, side in values.items():
             numbers |= {
                 f"value_{name}": side["game/value"],
+                f"linear_{name}": side["linear"],
                 f"distance_to_saddle_{name}": abs(side["game/value"] - SADDLE_VALUE),
                 f"accuracy_{name}": (side["accuracy/real"] + side["accuracy/fake"]) / 2,
             }
@@ -59,8 +62,12 @@ class Objective(Diagnostic):
                 fakes.append(game.generator(noise[rows], some))
                 of_real.append(game.discriminator(real[rows], some).float())
                 of_fake.append(game.discriminator(fakes[-1], some).float())
-        logits = torch.cat(of_real), torch.cat(of_fake)
-        return {name: float(value) for name, value in judged(*logits, threshold_of(*logits, game.loss)).items()}
+        on_real, on_fake = torch.cat(of_real), torch.cat(of_fake)
+        threshold = threshold_of(on_real, on_fake, game.loss)
+        linear = logsigmoid(on_real - threshold).mean() + (threshold - on_fake).sigmoid().mean()
+        return {name: float(value) for name, value in judged(on_real, on_fake, threshold).items()} | {
+            "linear": float(linear)
+        }
 
     def _figure(self, run: Run) -> Figure:
         picture, (value, accuracy) = figure(2)

@@ -7,13 +7,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gancli.checkpoint import Unreadable, read
 from gancli.diagnostics.base import Diagnostic, Run, Shown
-from gancli.diagnostics.field import PLAYERS, VectorField
+from gancli.diagnostics.field import NOISE, PLAYERS, VectorField
 from gancli.networks.dirac import DiracDiscriminator, DiracGenerator
 from gancli.plots import BLUE, GREY, PALE, RED, figure
+
+_AVERAGED = 16_384  # samples whose mean the arrows show: all alike, but for what augmentation makes of them
+_NEAR = 0.1  # of the way between two checkpoints: at its end
 
 
 class PhasePlane(Diagnostic):
@@ -26,17 +30,20 @@ class PhasePlane(Diagnostic):
 
     def suits(self, run: Run) -> bool:
         game = run.trainer.game
-        return isinstance(game.generator, DiracGenerator) and isinstance(game.discriminator, DiracDiscriminator)
+        dirac = isinstance(game.generator, DiracGenerator) and isinstance(game.discriminator, DiracDiscriminator)
+        return dirac and len(run.series("parameter/theta")[0]) > 0
 
     def __call__(self, run: Run) -> Shown:
         _, theta = run.series("parameter/theta")
         _, psi = run.series("parameter/psi")
         distance = np.hypot(theta, psi)
-        first, last = float(distance[0]), float(distance[-max(1, len(distance) // 20) :].mean())
-        numbers = {"distance_first": first, "distance_last": last}
-        text = f"distance to the equilibrium {first:.3g} at first, {last:.3g} at last, after {len(theta)} steps"
+        few, half = max(1, len(distance) // 20), (len(distance) + 1) // 2
+        first, middle, last = (float(some.mean()) for some in (distance[:1], distance[:half][-few:], distance[-few:]))
+        steps = run.trainer.step
+        numbers = {"distance_first": first, "distance_middle": middle, "distance_last": last, "steps": steps}
+        text = f"distance to the equilibrium {first:.3g} at first, {last:.3g} at last, after {steps:,} steps"
         reach = 1.15 * float(np.abs([theta, psi]).max())
-        field = VectorField(run, count=2)
+        field = VectorField(run, count=_AVERAGED)
         line = torch.linspace(-reach, reach, 17, dtype=torch.float64)
         arrows = []
         for point in torch.cartesian_prod(line, line):
@@ -75,15 +82,8 @@ class Eigenvalues(Diagnostic):
 
     def __call__(self, run: Run) -> Shown:
         field = VectorField(run, count=self.samples)
-        found = field.eigenvalues(self.count)
-        repelling, turning = float(found.real.max()), float(np.abs(found.imag).max())
-        turn = float(np.max(np.abs(found.imag) / np.maximum(np.abs(found), 1e-300)))
-        numbers = {"largest_real": repelling, "largest_imaginary": turning, "largest_turn": turn, "found": len(found)}
-        text = (
-            f"of {len(found)} of {field.size:,} eigenvalues the largest real part is {repelling:.3g} "
-            f"({'something repels' if repelling > 1e-8 else 'nothing repels'}) and the largest imaginary part "
-            f"{turning:.3g} ({'the game turns' if turn > 0.5 else 'it pulls more than it turns'})"
-        )
+        found, missing = field.eigenvalues(self.count)
+        text, numbers = pulled(found, missing=missing, of=field.size)
         picture, (axis,) = figure()
         axis.axvline(0, color=GREY, linewidth=0.8)
         axis.axhline(0, color=GREY, linewidth=0.8)
@@ -95,16 +95,17 @@ class Eigenvalues(Diagnostic):
 class PathAngle(Diagnostic):
     """The angle between the vector field and the straight way from an old checkpoint to the newest one.
 
-    c(a) = cos(w' - w, v(w + a (w' - w))), a from 0 to past 1 (Berard et al., ICLR 2020, section 4.1). A change of
-    sign at 1 is attraction, a bump there rotation. samples: in the batch. points: along the way.
+    c(a) = cos(w' - w, v(w + a (w' - w))), a from 0 to 1.5 (Berard et al., ICLR 2020, section 4.1). A change of
+    sign at 1 is attraction, a bump there rotation. samples: in the batch. points: along the way, at least 16, so
+    that some are near the end.
     """
 
     title = "path angle"
 
     def __init__(self, *, samples: int = 256, points: int = 31) -> None:
-        for name, value in {"samples": samples, "points": points}.items():
-            if value < 3:
-                raise ValueError(f"{name}={value}: at least 3")
+        for name, value, least in (("samples", samples, 3), ("points", points, 16)):
+            if value < least:
+                raise ValueError(f"{name}={value}: at least {least}")
         self.samples, self.points = samples, points
 
     def suits(self, run: Run) -> bool:
@@ -121,14 +122,7 @@ class PathAngle(Diagnostic):
             v = field.at_point().detach()
             cosines.append(float(torch.cosine_similarity(v, way, dim=0, eps=1e-30)))
             norms.append(float(v.norm()))
-        before, after = cosines[0], cosines[-1]
-        turns = max(cosines) - max(before, after)
-        changes = before > 0 > after
-        numbers = {"cosine_before": before, "cosine_after": after, "bump": turns}
-        text = f"the cosine goes from {before:.2f} to {after:.2f} past the end: " + (
-            "its sign changes, so the end attracts" if changes else "its sign stays, so the end does not attract"
-        )
-        text += f"; a bump of {turns:.2f} tells of rotation" if turns > 0.1 else ""
+        text, numbers = judged(share.numpy(), np.array(cosines))
         picture, (angle, norm) = figure(2)
         for axis, values, title in ((angle, cosines, "cosine"), (norm, norms, "norm of the field")):
             axis.plot(share, values, color=BLUE)
@@ -136,6 +130,55 @@ class PathAngle(Diagnostic):
             axis.set(title=title, xlabel="share of the way; 1 is the newest checkpoint")
         angle.axhline(0, color=GREY, linewidth=0.8)
         return Shown(text=text, numbers=numbers, figure=picture)
+
+
+def pulled(found: NDArray[np.complex128], *, missing: int, of: int) -> tuple[str, dict[str, float]]:
+    """What eigenvalues (n,), the largest first, say of attraction and rotation, in words and in numbers.
+
+    missing: of those asked for, how many were not found. of: how many there are.
+    """
+    numbers: dict[str, float] = {"found": len(found), "missing": missing}
+    if not len(found):
+        return f"of {of:,} eigenvalues the iteration found none", numbers
+    noise = NOISE * float(np.abs(found[0]))
+    known = found[np.abs(found) > noise]
+    repelling, turning = float(found.real.max()), float(np.abs(found.imag).max())
+    turn = float(np.max(np.abs(known.imag) / np.abs(known), initial=0.0))
+    numbers |= {"largest_real": repelling, "largest_imaginary": turning, "largest_turn": turn}
+    text = (
+        f"of {len(found)} of {of:,} eigenvalues the largest real part is {repelling:.3g} "
+        f"({'something repels' if repelling > noise else 'nothing repels'}) and the largest imaginary part "
+        f"{turning:.3g} ({'the game turns' if turn > 0.5 else 'it pulls more than it turns'})"
+    )
+    return text + (f"; {missing} more were not found" if missing else ""), numbers
+
+
+def judged(share: NDArray[np.float64], cosines: NDArray[np.float64]) -> tuple[str, dict[str, float]]:
+    """What cosines (n,) at `share` (n,) of the way say of its end, at 1, in words and in numbers.
+
+    "change" is the place nearest to 1 where the sign changes, and missing where it never does. "bump" is how far the
+    cosine leaves the range between its first and its last value, near 1.
+    """
+    before, after = float(cosines[0]), float(cosines[-1])
+    near = cosines[np.abs(share - 1) < _NEAR + 1e-9]
+    bump = max(float(near.max()) - max(before, after), min(before, after) - float(near.min()), 0.0)
+    numbers = {"cosine_before": before, "cosine_after": after, "bump": bump}
+    a, c = share[cosines != 0], cosines[cosines != 0]
+    changes = np.flatnonzero(c[:-1] * c[1:] < 0)
+    text = f"the cosine goes from {before:.2f} to {after:.2f} past the end: "
+    if not len(changes):
+        text += "its sign stays, so the end does not attract"
+    else:
+        places = a[changes] - c[changes] * (a[changes + 1] - a[changes]) / (c[changes + 1] - c[changes])
+        nearest = int(np.abs(places - 1).argmin())
+        numbers["change"] = place = float(places[nearest])
+        if abs(place - 1) > _NEAR:
+            text += f"its sign changes at {place:.2f} of the way, not at the end, which is no equilibrium"
+        elif c[changes[nearest]] > 0:
+            text += "its sign changes at the end, which attracts along this way"
+        else:
+            text += "its sign changes at the end from minus to plus, so the end repels along this way"
+    return text + (f"; a bump of {bump:.2f} there tells of rotation" if bump > 0.1 else ""), numbers
 
 
 def _segment(run: Run) -> list[Path]:

@@ -5,6 +5,7 @@ import sys
 import pytest
 import torch
 
+from gancli.datasets.ahead import Ahead
 from gancli.datasets.base import Images, epoch_indices, to_bytes, to_unit
 from gancli.datasets.digits import Digits
 from gancli.datasets.points import GaussianRing
@@ -162,3 +163,28 @@ def test_reading_ahead_changes_nothing(monkeypatch, order):
             one, other = (some.batch(step, size=16, seed=3, rank=rank, world_size=2) for some in (at_once, ahead))
             assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
     assert ahead._ahead and not at_once._ahead
+
+
+def test_the_next_steps_are_read_once_each_and_only_for_who_goes_on():
+    images, began = torch.arange(200, dtype=torch.uint8).view(100, 2), []
+
+    def rows(step, part):
+        began.append((step, part))
+        return torch.arange(10 * step, 10 * step + 10) % 100
+
+    ahead = Ahead(images, rows)
+    ahead(0, 0)
+    assert (began, ahead.waiting) == ([(0, 0)], {}), "a single look costs one batch"
+    ahead(1, 0)
+    assert set(ahead.waiting) == {(2, 0), (3, 0), (4, 0)}
+    for step in range(2, 6):
+        assert torch.equal(ahead(step, 0), images[10 * step : 10 * step + 10])
+    assert began == [(step, 0) for step in range(9)], "each batch once, in order"
+    ahead(0, 0)
+    assert ahead.waiting == {}
+
+
+def test_reading_ahead_passes_errors_on():
+    ahead = Ahead(torch.zeros(4, 2, dtype=torch.uint8), lambda step, part: torch.zeros(3, dtype=torch.float32))
+    with pytest.raises(TypeError):
+        ahead(0, 0)

@@ -465,3 +465,27 @@ def test_a_format_that_could_start_a_program_is_not_opened(tmp_path):
     shutil.copy(tmp_path / "script.eps", tmp_path / "photos" / "2.png")
     with pytest.raises(UserError, match=r"1 of 3 images cannot be read: 2\.png"):
         Folder(path=str(tmp_path / "photos"), resolution=8, unreadable="fail", cache=str(tmp_path / "cache"))
+
+
+def test_what_is_decoded_waits_for_the_disk_in_small_numbers(pictures, make, monkeypatch):
+    """A slow disk: nothing that was decoded may pile up, however many pictures there are."""
+    for number in range(300):
+        save(pictures / f"{number}.png", grey(number % 256), size=(2, 2))
+    monkeypatch.setattr(cache, "THREADS", 2)
+    begun, most, call = [], [], Decoding.__call__
+
+    def counted(self, content):
+        begun.append(1)
+        return call(self, content)
+
+    class Slow(io.FileIO):
+        def write(self, content):
+            written.append(1)
+            most.append(len(begun) - len(written))
+            return super().write(content)
+
+    written = []
+    monkeypatch.setattr(Decoding, "__call__", counted)
+    monkeypatch.setattr(cache, "open", lambda path, mode: Slow(path, "w"), raising=False)
+    assert len(make(pictures).images) == len(begun) == 310
+    assert max(most) <= 8

@@ -26,12 +26,17 @@ def modes(points, dataset=RING):
 
 
 def test_one_sample_in_each_mode():
-    assert modes(RING.centres) == {"reverse_kl": pytest.approx(0, abs=1e-7), "modes": 4, "high_quality": 1}
+    assert modes(RING.centres) == {
+        "reverse_kl": pytest.approx(0, abs=1e-7),
+        "modes": 4,
+        "modes_held": 4,
+        "high_quality": 1,
+    }
 
 
 def test_a_collapsed_sample():
     found = modes(RING.centres[:1].expand(50, 2))
-    assert found == {"reverse_kl": pytest.approx(math.log(4)), "modes": 1, "high_quality": 1}
+    assert found == {"reverse_kl": pytest.approx(math.log(4)), "modes": 1, "modes_held": 1, "high_quality": 1}
 
 
 def test_shares_by_hand():
@@ -47,14 +52,23 @@ def test_three_standard_deviations_are_the_border_of_quality():
     inside[:, 0] += 0.29
     outside[:, 0] += 0.31
     assert modes(inside)["high_quality"] == 1 and modes(inside)["modes"] == 4
-    assert modes(outside) == {"reverse_kl": pytest.approx(0, abs=1e-7), "modes": 0, "high_quality": 0}
+    assert modes(outside) == dict.fromkeys(("modes", "modes_held", "high_quality"), 0) | {
+        "reverse_kl": pytest.approx(0, abs=1e-7)
+    }
     half = modes(torch.cat([inside[:2], outside[2:]]))
     assert half["high_quality"] == 0.5 and half["modes"] == 2
 
 
+def test_a_stray_sample_hits_a_mode_and_does_not_hold_it():
+    points = RING.centres[torch.tensor([0] * 298 + [1] * 3 + [2] * 4)]
+    found = modes(points)
+    assert found["modes"] == 3 and found["modes_held"] == 2  # a hundredth of 305 is more than 3
+    assert found["high_quality"] == 1
+
+
 def test_points_that_are_no_numbers_belong_nowhere():
     points = torch.cat([RING.centres, torch.tensor([[NAN, 0.0], [0.0, NAN], [math.inf, 0.0], [NAN, NAN]])])
-    assert modes(points) == {"reverse_kl": pytest.approx(0, abs=1e-7), "modes": 4, "high_quality": 0.5}
+    assert modes(points) == {"reverse_kl": pytest.approx(0, abs=1e-7), "modes": 4, "modes_held": 4, "high_quality": 0.5}
     nothing = modes(torch.full((3, 2), NAN))
     assert math.isnan(nothing["reverse_kl"]) and nothing["modes"] == 0 and nothing["high_quality"] == 0
 

@@ -14,6 +14,8 @@ from typing import Any, NoReturn, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from gancli.errors import Diverged
 from gancli.launch import Place, place
@@ -196,7 +198,10 @@ def _join(where: Place) -> None:
         "MASTER_PORT": str(where.port),
     }
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, init_method="env://", timeout=TIMEOUT)
+    store, rank, size = next(iter(rendezvous("env://", timeout=TIMEOUT)))
+    # torchrun keeps its store over restarts, and with it the addresses of dead processes.
+    store = PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
 
 
 def first_to_fail() -> bool:

@@ -6,8 +6,7 @@ what=${1:?up or down} folder=$(mkdir -p "${2:?a folder}" && cd "$2" && pwd) host
 export SLURM_CONF=$folder/slurm.conf
 
 down() {
-  for pid in "$folder"/*.pid; do [ -e "$pid" ] && kill "$(cat "$pid")" 2>/dev/null; done
-  return 0
+  for file in "$folder"/*.pid; do kill "$(cat "$file")" 2>/dev/null || true; done # some may have ended by themselves
 }
 
 up() {

@@ -141,7 +141,7 @@ def test_an_unexpected_failure_is_logged_and_named(cli, tmp_path, monkeypatch):
     "words, text",
     [
         (["objective=fidd"], "objective=fidd: not among fid, diversity; did you mean fid?"),
-        (["-m", "hydra/sweeper=tpe", "evaluation.every=null", "seed=choice(0,1)"], "a search compares evaluations"),
+        (["hydra/sweeper=tpe", "evaluation.every=null", "seed=choice(0,1)", "-m"], "a search compares evaluations"),
     ],
 )
 @pytest.mark.filterwarnings("ignore")  # of Optuna's plugin of 2022

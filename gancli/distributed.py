@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import pickle
@@ -165,6 +166,7 @@ def _fail(error: Exception) -> NoReturn:
 
 ALONE = Team(Place())
 _team: Team | None = None
+_failed = False
 
 
 def team() -> Team:
@@ -202,10 +204,22 @@ def _join(where: Place) -> None:
     # torchrun keeps its store over restarts, and with it the addresses of dead processes.
     store = PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    """Ends the threads that carry messages: the end of Python would abort one that is still tidying up.
+
+    After a failure NCCL might wait for those that are gone, and the end is not a clean one anyhow.
+    """
+    if dist.is_initialized() and not (_failed and torch.cuda.is_available()):
+        dist.destroy_process_group()
 
 
 def first_to_fail() -> bool:
     """Marks the run as failed. Returns whether no other process did so before: then this one says why."""
+    global _failed
+    _failed = True
     if _team is None or _team.alone:
         return True
     try:

@@ -114,7 +114,9 @@ def _hydra(command: str, overrides: list[str]) -> None:
     from gancli import tasks
     from gancli.config import config_dir
 
-    quiet = [] if place().first else [*QUIET, f"hydra.sweep.dir='{_elsewhere()}'"]
+    quiet = [] if place().first else QUIET
+    if quiet and SWEEP & set(overrides):
+        quiet = [*QUIET, f"hydra.sweep.dir='{_elsewhere()}'"]
     if command == "doctor":
         from gancli.sweeps import one_of
 

@@ -4,6 +4,7 @@
 set -euo pipefail
 what=${1:?up or down} folder=$(mkdir -p "${2:?a folder}" && cd "$2" && pwd) host=$(hostname -s)
 export SLURM_CONF=$folder/slurm.conf
+port=$((17000 + $(cksum <<<"$folder" | cut -d ' ' -f 1) % 4000 * 3)) # one of its own, so that several do not mix
 
 down() {
   for file in "$folder"/*.pid; do kill "$(cat "$file")" 2>/dev/null || true; done # some may have ended by themselves
@@ -15,7 +16,8 @@ up() {
   cat >"$SLURM_CONF" <<CONF
 ClusterName=local
 SlurmctldHost=$host(127.0.0.1)
-SlurmctldPort=16817
+SlurmctldPort=$port
+FirstJobId=$port
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/none
@@ -41,8 +43,8 @@ ReturnToService=2
 JobRequeue=1
 KillWait=20
 MinJobAge=86400
-NodeName=$host NodeHostname=$host NodeAddr=127.0.0.1 Port=17001 CPUs=4 RealMemory=1000 State=UNKNOWN
-NodeName=localhost NodeHostname=$host NodeAddr=127.0.0.1 Port=17002 CPUs=4 RealMemory=1000 State=UNKNOWN
+NodeName=$host NodeHostname=$host NodeAddr=127.0.0.1 Port=$((port + 1)) CPUs=4 RealMemory=1000 State=UNKNOWN
+NodeName=localhost NodeHostname=$host NodeAddr=127.0.0.1 Port=$((port + 2)) CPUs=4 RealMemory=1000 State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 CONF
   echo CgroupAutomount=no >"$folder/cgroup.conf"

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gancli.chapters.base import Chapter, Experiment, evaluated, number, picture, rows
 from gancli.page import Picture, Table
 from gancli.pictures import png
 from gancli.plots import BLUE, GREY, RED, drawn, figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 NAN = float("nan")  # of a run that ended before
 MEASURE = ("metric=[fid,memorisation]", "reference=holdout", "count=2_000")
@@ -37,7 +42,7 @@ def _cells(found: dict[str, float]) -> list[str]:
 
 
 class Capacity(Chapter):
-    """A sweep over the widths of both networks on few images."""
+    """A sweep over the widths of both networks on few images, and one of them wide alone."""
 
     title = "Capacity"
     statement = (
@@ -45,47 +50,78 @@ class Capacity(Chapter):
         "With too much for the data, D learns the training images by heart, and then so does G."
     )
     widths = (4, 16, 64, 256)
+    small, large = 16, 256  # of the pairs that tell whose size matters
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        """Widths of G and D, those of the sweep first."""
+        return [(width, width) for width in self.widths] + [(self.large, self.small), (self.small, self.large)]
 
     def experiments(self) -> list[Experiment]:
         return [
             Experiment(
-                name=f"capacity-{width}",
+                name=_capacity(pair),
                 overrides=(
                     "experiment=capacity",
-                    f"network.generator.width={width}",
-                    f"network.discriminator.width={width}",
+                    f"network.generator.width={pair[0]}",
+                    f"network.discriminator.width={pair[1]}",
                 ),
                 evaluate=MEASURE,
-                minutes=0.3 + width / 200,
+                minutes=0.3 + max(pair) / 200,
             )
-            for width in self.widths
+            for pair in self.pairs
         ]
 
     def parts(self, folder: Path) -> list[Table | Picture | str]:
-        found = {width: _last(folder / f"capacity-{width}") for width in self.widths}
-        table = Table(["width", *_HEAD], [[str(width), *_cells(values)] for width, values in found.items()])
-        made, (quality, players, copies) = figure(3, width=3.8, height=3.4)
-        quality.plot(self.widths, [values.get("fid", NAN) for values in found.values()], "o-", color=BLUE)
-        quality.set(title="FID to held-out images", xscale="log", xlabel="width", yscale="log")
-        for name, label, color in (
-            ("on_train", "training images", BLUE),
-            ("on_holdout", "held-out images", RED),
-        ):
-            players.plot(
-                self.widths, [values.get(name, NAN) for values in found.values()], "o-", color=color, label=label
-            )
-        players.set(title="D says real of", xscale="log", xlabel="width", ylim=(0, 1.02))
-        players.legend(frameon=False)
-        copies.plot(self.widths, [values.get("nearer_to_train", NAN) for values in found.values()], "o-", color=BLUE)
-        copies.axhline(0.5, color=GREY, linestyle="--", linewidth=0.8)
-        copies.set(title="samples nearer to a training image", xscale="log", xlabel="width", ylim=(0, 1.02))
+        found = {pair: _last(folder / _capacity(pair)) for pair in self.pairs}
+        lines = [[*map(str, pair), *_cells(values)] for pair, values in found.items()]
         parts: list[Table | Picture | str] = [
-            Picture(png(drawn(made)), "quality, D's advantage and memorisation"),
-            table,
+            Picture(png(drawn(self._figure(found))), "quality, D's advantage and memorisation, both players as wide"),
+            Table(["width of G", "of D", *_HEAD], lines),
         ]
+        parts += self._whose(found)
         for width in (self.widths[0], self.widths[-1]):
-            parts += picture(folder / f"capacity-{width}", "samples.png", f"samples at width {width}")
+            parts += picture(folder / _capacity((width, width)), "samples.png", f"samples at width {width}")
         return parts
+
+    def _whose(self, found: Mapping[tuple[int, int], Mapping[str, float]]) -> list[str]:
+        """What a larger G alone does, and a larger D alone; nothing where a run is missing."""
+        grown = [(self.small, self.small), (self.large, self.small), (self.small, self.large), (self.large, self.large)]
+        if not all("fid" in found[pair] and "nearer_to_train" in found[pair] for pair in grown):
+            return []
+        fid, near = ([found[pair][key] for pair in grown] for key in ("fid", "nearer_to_train"))
+        gain, other = ("G", "D") if fid[1] < fid[2] else ("D", "G")
+        return [
+            f"From width {self.small} to {self.large}, the FID goes from {fid[0]:.3g} to {fid[1]:.3g} with a larger G "
+            f"alone, to {fid[2]:.3g} with a larger D alone and to {fid[3]:.3g} with both: the size of {gain} matters "
+            f"more than that of {other} here. Nearer to a training image than to a held-out one are {near[0]:.0%}, "
+            f"{near[1]:.0%}, {near[2]:.0%} and {near[3]:.0%} of the samples."
+        ]
+
+    def _figure(self, found: Mapping[tuple[int, int], Mapping[str, float]]) -> Figure:
+        made, (quality, players, copies) = figure(3, width=3.8, height=3.4)
+        for axis in (quality, players, copies):  # limits of its own: without data a logarithm has none
+            axis.set(xscale="log", xlabel="width", xlim=(self.widths[0] / 1.5, self.widths[-1] * 1.5))
+
+        def of(key: str) -> list[float]:
+            return [found[width, width].get(key, NAN) for width in self.widths]
+
+        quality.plot(self.widths, of("fid"), "o-", color=BLUE)
+        quality.set(title="FID to held-out images")
+        if any(value > 0 for value in of("fid")):  # else there is nothing to scale
+            quality.set_yscale("log")
+        players.plot(self.widths, of("on_train"), "o-", color=BLUE, label="training images")
+        players.plot(self.widths, of("on_holdout"), "o-", color=RED, label="held-out images")
+        players.set(title="D says real of", ylim=(0, 1.02))
+        players.legend(frameon=False)
+        copies.plot(self.widths, of("nearer_to_train"), "o-", color=BLUE)
+        copies.axhline(0.5, color=GREY, linestyle="--", linewidth=0.8)
+        copies.set(title="samples nearer to a training image", ylim=(0, 1.02))
+        return made
+
+
+def _capacity(pair: tuple[int, int]) -> str:
+    return "capacity-" + "-".join(map(str, dict.fromkeys(pair)))
 
 
 class Memorisation(Chapter):

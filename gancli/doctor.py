@@ -70,7 +70,7 @@ def run(
 
     runs: of a sweep of which `settings` are one; 0 for none. Raises UserError, Diverged, OSError.
     """
-    awake = time.process_time()  # what starting Python and importing took
+    awake = _awake()
     settings = {**settings, "penalty": train._chosen(settings["penalty"], overrides)}
     if settings["resume"] not in ("auto", "never"):
         settings, _ = run_folder.continued(Path(settings["resume"]).expanduser(), settings, overrides=overrides)
@@ -88,6 +88,11 @@ def run(
     _metrics(trainer, costs)
     _launcher(launcher, sweeper, runs, seconds=found["seconds"], processes=trainer.team.size)
     return found
+
+
+def _awake() -> float:
+    """Seconds that starting Python and importing took."""
+    return time.process_time()
 
 
 def _assembled(settings: Mapping[str, Any], folder: Path) -> tuple[Trainer, float]:

@@ -17,6 +17,7 @@ FEW = ["evaluation.every=32", "evaluation.count=40", "evaluation.reference_count
 def doctor(cli, tmp_path, monkeypatch):
     """`doctor(…)` of few steps must succeed and leave nothing; what it said."""
     monkeypatch.setattr("gancli.doctor.SECONDS", 0.1)
+    monkeypatch.setattr("gancli.doctor._awake", lambda: 1.0)  # this process has run other tests
 
     def call(*words, tiny=TINY):
         result = cli("doctor", *tiny, *words)

@@ -90,7 +90,7 @@ class Game:
 
     def generate(self, count: int, labels: Tensor | None) -> Tensor:
         """G(z) for fresh noise: (count, *shape) float32."""
-        noise = self.stream.take(self.prior.sample, count)
+        noise = self.stream.take(self.prior.batch, count)
         with self.autocast():
             samples: Tensor = self.generator(noise, labels)
         return samples.float()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from math import inf, pi, sqrt
 from pathlib import Path
 
@@ -15,6 +15,16 @@ from torch import Tensor
 from gancli.expressions import formula
 
 _TAIL = 1e-12  # U(0, 1) is kept this far from its ends, where some laws have their infinities
+
+
+def strata(count: int, rng: torch.Generator) -> Tensor:
+    """(count,) float64 of U(0, 1), one from each `count`-th of it, in random order: stratified sampling.
+
+    Each alone is uniform; together they fill the line evenly, so that means over them are far less noisy
+    (McKay, Beckman and Conover, Technometrics 1979).
+    """
+    order = torch.randperm(count, generator=rng, device=rng.device)
+    return (order + torch.rand(count, generator=rng, device=rng.device, dtype=torch.float64)) / count
 
 
 class Law(ABC):
@@ -102,26 +112,26 @@ class GaussianMixture(Law):
             _positive("stds", std)
         if min(weights) < 0 or sum(weights) <= 0:
             raise ValueError(f"weights={weights}: shares of 0 or more, not all 0")
-        self.parts = [Normal(mean=mean, std=std) for mean, std in zip(means, stds, strict=True)]
-        self.weights = [weight / sum(weights) for weight in weights]
+        shares = torch.tensor(weights, dtype=torch.float64)
+        self.means, self.stds = (torch.tensor(values, dtype=torch.float64) for values in (means, stds))
+        self.weights = shares / shares.sum()
 
     def cdf(self, x: Tensor) -> Tensor:
-        return self._mixed([part.cdf(x) for part in self.parts])
+        share: Tensor = torch.special.ndtr(self._standard(x)) @ self.weights
+        return share
 
     def density(self, x: Tensor) -> Tensor:
-        return self._mixed([part.density(x) for part in self.parts])
+        return torch.exp(-0.5 * self._standard(x).square()) @ (self.weights / (self.stds * sqrt(2 * pi)))
 
     def inverse_cdf(self, u: Tensor) -> Tensor:
         u = _inside(u)
-        quantiles = torch.stack([part.inverse_cdf(u) for part in self.parts])
-        low, high = quantiles.amin(0), quantiles.amax(0)  # the mixture's quantile lies between its parts'
+        quantiles = self.means + self.stds * torch.special.ndtri(u)[..., None]
+        low, high = quantiles.aminmax(dim=-1)  # the mixture's quantile lies between its parts'
         return _bisected(self.cdf, u, low, high)
 
-    def _mixed(self, values: Sequence[Tensor]) -> Tensor:
-        total = torch.zeros_like(values[0])
-        for weight, value in zip(self.weights, values, strict=True):
-            total = total + weight * value
-        return total
+    def _standard(self, x: Tensor) -> Tensor:
+        """(*x.shape, K): in standard deviations of each part."""
+        return (x.double()[..., None] - self.means) / self.stds
 
 
 class Expression(Law):
@@ -208,7 +218,7 @@ class Table(Law):
 
 def _bisected(cdf: Callable[[Tensor], Tensor], u: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """The x between `low` and `high` with cdf(x) = u, elementwise, for a cdf that rises."""
-    for _ in range(60):  # each halves the interval: past float64
+    for _ in range(48):  # each halves the interval: to 1e-13 of one of 40
         middle = (low + high) / 2
         below = cdf(middle) < u
         low, high = torch.where(below, middle, low), torch.where(below, high, middle)

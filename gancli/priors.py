@@ -8,7 +8,7 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from gancli.laws import Law
+from gancli.laws import Law, strata
 
 
 class Prior(ABC):
@@ -31,6 +31,10 @@ class Prior(ABC):
         low, high = (0.0, 1.0) if truncation is None else self.bounds(truncation)
         uniform = torch.rand(count, self.dim, generator=rng, device=rng.device)
         return self.inverse_cdf(low + (high - low) * uniform)
+
+    def batch(self, count: int, rng: torch.Generator) -> Tensor:
+        """The same for a training step; rows may depend on one another."""
+        return self.sample(count, rng)
 
     @abstractmethod
     def inverse_cdf(self, uniform: Tensor) -> Tensor:
@@ -96,13 +100,19 @@ class _Share(Prior):
 
 
 class Uniform(_Share):
-    """U(low, high)."""
+    """U(low, high). stratified: each coordinate of a batch of n has one number from each n-th of the interval."""
 
-    def __init__(self, *, dim: int, low: float = -1.0, high: float = 1.0) -> None:
+    def __init__(self, *, dim: int, low: float = -1.0, high: float = 1.0, stratified: bool = False) -> None:
         super().__init__(dim=dim)
         if not low < high:
             raise ValueError(f"low={low}, high={high}: low must be below high")
-        self.low, self.high = low, high
+        self.low, self.high, self.stratified = low, high, stratified
+
+    def batch(self, count: int, rng: torch.Generator) -> Tensor:
+        if not self.stratified:
+            return self.sample(count, rng)
+        columns = [strata(count, rng).float() for _ in range(self.dim)]
+        return self.inverse_cdf(torch.stack(columns, dim=1))
 
     def inverse_cdf(self, uniform: Tensor) -> Tensor:
         return self.low + (self.high - self.low) * uniform

@@ -171,3 +171,14 @@ def test_between_treats_each_row_of_a_batch_on_its_own() -> None:
     b[2] = 2 * a[2]  # no arc here
     rows = torch.stack([prior.between(a[row], b[row], 0.4) for row in range(4)])
     torch.testing.assert_close(prior.between(a, b, 0.4), rows)
+
+
+def test_stratified_noise_has_one_number_from_each_part_and_independent_coordinates() -> None:
+    prior = Uniform(dim=2, low=-1.0, high=3.0, stratified=True)
+    shares = (prior.batch(1000, seeded("strata")) + 1) / 4
+    for column in shares.T:
+        assert torch.equal((column * 1000).long().clamp(max=999).unique(), torch.arange(1000))
+    assert abs(torch.corrcoef(shares.T)[0, 1]) < 0.1
+    first = torch.stack([prior.batch(4, seeded("strata", n))[0, 0] for n in range(2000)])
+    assert stats.kstest(first, stats.uniform(-1, 4).cdf).pvalue > 1e-3, "each number alone is uniform"
+    assert torch.equal(prior.sample(8, seeded(0)), Uniform(dim=2, low=-1.0, high=3.0).sample(8, seeded(0)))

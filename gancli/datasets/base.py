@@ -226,13 +226,17 @@ class Drawn(Dataset):
     def draw(self, count: int, rng: torch.Generator) -> Batch:
         """`count` training samples (count, *shape) on the CPU and their labels or None."""
 
+    def draw_batch(self, count: int, rng: torch.Generator) -> Batch:
+        """The same for one step; its samples may depend on one another."""
+        return self.draw(count, rng)
+
     def draw_holdout(self, count: int, rng: torch.Generator) -> Batch:
         """The same from what training never sees; a law itself has no other part."""
         return self.draw(count, rng)
 
     def batch(self, step: int, *, size: int, seed: int, rank: int = 0, world_size: int = 1) -> Batch:
         local = size // world_size
-        data, labels = self.draw(size, seeded(seed, "draw", step))
+        data, labels = self.draw_batch(size, seeded(seed, "draw", step))
         mine = slice(rank * local, (rank + 1) * local)
         data = data[mine].to(self.device, non_blocking=True)
         return data, None if labels is None else labels[mine].to(self.device, non_blocking=True)

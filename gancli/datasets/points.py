@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gancli.datasets.base import Batch, Drawn
-from gancli.laws import Law
+from gancli.laws import Law, strata
 from gancli.metrics.base import Samples
 
 
@@ -104,16 +104,24 @@ class Dirac(Drawn):
 
 
 class Law1d(Drawn):
-    """Points (1,) from a law on the line, by the inverse transform method."""
+    """Points (1,) from a law on the line, by the inverse transform method.
+
+    stratified: a batch of n has one sample from each n-th of the law.
+    """
 
     law: Law
 
-    def __init__(self, *, law: Law) -> None:
+    def __init__(self, *, law: Law, stratified: bool = False) -> None:
         super().__init__()
-        self.law, self.shape = law, (1,)
+        self.law, self.shape, self.stratified = law, (1,), stratified
 
     def draw(self, count: int, rng: torch.Generator) -> Batch:
         return self.law.sample(count, rng)[:, None], None
+
+    def draw_batch(self, count: int, rng: torch.Generator) -> Batch:
+        if not self.stratified:
+            return self.draw(count, rng)
+        return self.law.inverse_cdf(strata(count, rng)).float()[:, None], None
 
     def density(self, points: Tensor) -> Tensor:
         return self.law.density(points[:, 0]).float()

@@ -120,6 +120,16 @@ def test_law1d():
     assert float(data.density(line).sum()) * 0.01 == pytest.approx(1, abs=1e-4)
 
 
+def test_a_stratified_batch_has_a_sample_of_each_part_of_the_law_and_references_are_free():
+    law = laws.Normal(mean=3.0, std=2.0)
+    data, free = Law1d(law=law, stratified=True), Law1d(law=law)
+    shares = law.cdf(data.batch(0, size=100, seed=0)[0][:, 0])
+    assert torch.equal((shares * 100).long().sort().values, torch.arange(100))
+    assert not torch.equal(shares, shares.sort().values), "in random order, since processes take their parts of it"
+    assert torch.equal(data.reference("train", 50)[0], free.reference("train", 50)[0])
+    assert torch.equal(data.holdout(50)[0], free.holdout(50)[0])
+
+
 def test_holdout_is_none_of_the_batches():
     data = GaussianRing()
     held = data.holdout(16)[0]

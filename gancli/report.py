@@ -139,7 +139,7 @@ def _differing(found: Sequence[Finding]) -> dict[str, list[str]]:
     flat = [dict(config.leaves(each.settings)) for each in found]
     keys = dict.fromkeys(key for some in flat for key in some)
     columns = {key: [str(some.get(key, "")) for some in flat if some] for key in keys}
-    differ = {key: [str(some.get(key, "")) for some in flat] for key, values in columns.items() if len(set(values)) > 1}
+    differ = {key: _brief([some.get(key, "") for some in flat]) for key, each in columns.items() if len(set(each)) > 1}
     named = {
         key.removesuffix("._target_"): [
             value.rpartition(".")[2] if key.endswith("_target_") else value for value in values
@@ -147,6 +147,13 @@ def _differing(found: Sequence[Finding]) -> dict[str, list[str]]:
         for key, values in differ.items()
     }
     return {key: values for key, values in named.items() if not key.startswith("hydra")}
+
+
+def _brief(values: Sequence[Any]) -> list[str]:
+    """As text; numbers in four digits, where these tell them apart."""
+    whole = [str(value) for value in values]
+    short = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in values]
+    return short if len(set(short)) == len(set(whole)) else whole
 
 
 def _table(found: Sequence[Finding], names: Sequence[str]) -> Table:

@@ -6,6 +6,8 @@ import pytest
 import yaml
 from conftest import TINY
 
+from gancli.report import _brief
+
 EVALUATED = ["evaluation.every=32", "evaluation.count=40", "evaluation.reference_count=100", "diagnostic=none"]
 
 
@@ -99,6 +101,11 @@ def test_a_folder_of_hydra_alone_is_no_run(tmp_path, cli):
     (tmp_path / ".hydra" / "config.yaml").write_text("seed: 0")
     result = cli("report", f"run={tmp_path}")
     assert result.status == 2 and "no run folders here" in result.err
+
+
+def test_numbers_are_as_long_as_it_takes_to_tell_them_apart():
+    assert _brief([0.05910317077425309, 2e-4, "", 3]) == ["0.0591", "0.0002", "", "3"]
+    assert _brief([0.123456, 0.123457]) == ["0.123456", "0.123457"]
 
 
 def test_an_unknown_number_to_sort_by(cli, sweep):

@@ -33,7 +33,16 @@ from gancli.plots import BLUE, RED, drawn, figure
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "experiments.json"
 README = ROOT / "README.md"
-OUTSIDE = ("dataset.root=", "dataset.path=", "dataset.download=", "dataset.cache=", "device.", "checkpoint.", "log.")
+OUTSIDE = (  # what changes nothing in a run's samples
+    "dataset.root=",
+    "dataset.path=",
+    "dataset.download=",
+    "dataset.cache=",
+    "device.",
+    "checkpoint.",
+    "log.",
+    "evaluation.",
+)
 SHOWN = {  # number -> its heading, in order
     "modes": "modes",
     "high_quality": "high quality",
@@ -120,7 +129,7 @@ def keep(record: dict) -> None:
 
 def recipe(record: dict) -> str:
     """A row's name: what was trained, without the place of data and results."""
-    return " ".join([record["experiment"], *(o for o in record["overrides"] if not o.startswith(OUTSIDE))])
+    return " ".join([record["experiment"], *sorted(o for o in record["overrides"] if not o.startswith(OUTSIDE))])
 
 
 def tables(records: list[dict]) -> str:

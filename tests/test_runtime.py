@@ -131,7 +131,7 @@ class TinyD(Discriminator):
 class Normal:
     dim = 4
 
-    def sample(self, count: int, rng: torch.Generator) -> Tensor:
+    def batch(self, count: int, rng: torch.Generator) -> Tensor:
         return torch.randn(count, 4, generator=rng)
 
 

@@ -56,7 +56,7 @@ def _one_thread() -> Iterator[None]:
 class Normal:
     dim = LATENT
 
-    def sample(self, count: int, rng: torch.Generator, *, truncation: float | None = None) -> Tensor:
+    def batch(self, count: int, rng: torch.Generator) -> Tensor:
         return torch.randn(count, LATENT, generator=rng)
 
 

@@ -68,8 +68,11 @@ class Dataset(ABC):
         raise ValueError("the data set has no labels")
 
     def modes_of(self, samples: Samples) -> tuple[Tensor, Tensor]:
-        """The mode (n,) of each sample that has one, and whether it is of high quality (n,) bool."""
-        raise NotImplementedError
+        """The mode (n,) of each sample that has one, and whether it is of high quality (n,) bool.
+
+        Raises ValueError where modes cannot be counted (`mode_shares` None).
+        """
+        raise ValueError("the modes of this data set cannot be counted")
 
     def density(self, points: Tensor) -> Tensor | None:
         """Density (N,) of the true law at points (N, dims), or None where it is not known."""

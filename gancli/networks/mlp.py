@@ -20,8 +20,8 @@ class MLPGenerator(Generator):
 
     fourier: frequency, in periods per unit of noise, of random sines and cosines of the noise that join it, so
     that a map with steep steps is learned soon (Tancik et al., NeurIPS 2020, eq. 5); 0 for none.
-    spread: the kinks of the first layer's units pass through random points within ±spread; 0 for all through the
-    origin, where a map of few noise dimensions can hardly bend elsewhere.
+    kinks: [low, high], between which the kinks of the first layer's units pass through random points; without, all
+    pass through the origin, and a map of few noise dimensions can hardly bend elsewhere.
     """
 
     def __init__(
@@ -33,12 +33,12 @@ class MLPGenerator(Generator):
         width: int = 128,
         depth: int = 2,
         fourier: float = 0.0,
-        spread: float = 0.0,
+        kinks: Sequence[float] | None = None,
     ) -> None:
         super().__init__(latent_dim=latent_dim, image_shape=image_shape, num_classes=num_classes)
         self.noise = LabelledNoise(latent_dim, num_classes)
         self.fourier = FourierFeatures(self.noise.features, width // 2, fourier)
-        self.hidden = _hidden(self.fourier.outputs, width=width, depth=depth, spread=spread)
+        self.hidden = _hidden(self.fourier.outputs, width=width, depth=depth, kinks=kinks)
         self.output = he_(nn.Linear(width, prod(self.image_shape)), slope=1)
         self.bound = nn.Tanh() if len(self.image_shape) == 3 else nn.Identity()
 
@@ -52,7 +52,7 @@ class MLPDiscriminator(Discriminator):
     """The same hidden layers on the flattened sample, then a projection head.
 
     spectral_norm: keep the largest singular value of every weight at 1. minibatch: what looks at
-    several samples together before the head. fourier, spread: as for the generator, of the sample.
+    several samples together before the head. fourier, kinks: as for the generator, of the sample.
     """
 
     def __init__(
@@ -63,13 +63,13 @@ class MLPDiscriminator(Discriminator):
         width: int = 128,
         depth: int = 2,
         fourier: float = 0.0,
-        spread: float = 0.0,
+        kinks: Sequence[float] | None = None,
         spectral_norm: bool = False,
         minibatch: Minibatch = "none",
     ) -> None:
         super().__init__(image_shape=image_shape, num_classes=num_classes)
         self.fourier = FourierFeatures(prod(self.image_shape), width // 2, fourier)
-        self.hidden = _hidden(self.fourier.outputs, width=width, depth=depth, spread=spread)
+        self.hidden = _hidden(self.fourier.outputs, width=width, depth=depth, kinks=kinks)
         self.minibatch, features = minibatch_layer(minibatch, width)
         self.head = ProjectionHead(features, num_classes)
         if spectral_norm:
@@ -97,9 +97,9 @@ class FourierFeatures(nn.Module):
         return torch.cat([x, phases.sin(), phases.cos()], dim=1)
 
 
-def _hidden(inputs: int, *, width: int, depth: int, spread: float) -> nn.Sequential:
-    if spread < 0:
-        raise ValueError(f"spread={spread}: a distance, 0 or more")
+def _hidden(inputs: int, *, width: int, depth: int, kinks: Sequence[float] | None) -> nn.Sequential:
+    if kinks is not None and not (len(kinks) == 2 and kinks[0] < kinks[1]):
+        raise ValueError(f"kinks={list(kinks)}: two ends, the lower one first")
     if width < 1:
         raise ValueError(f"width={width}: at least 1")
     if depth < 1:
@@ -107,7 +107,7 @@ def _hidden(inputs: int, *, width: int, depth: int, spread: float) -> nn.Sequent
     layers: list[nn.Module] = []
     for layer in range(depth):
         layers += [he_(nn.Linear(width if layer else inputs, width), slope=_SLOPE), nn.LeakyReLU(_SLOPE)]
-    if spread:
-        first = cast(nn.Linear, layers[0])
-        first.bias.data = -(first.weight * spread * (2 * torch.rand(width, inputs) - 1)).sum(1).detach()
+    if kinks is not None:
+        first, (low, high) = cast(nn.Linear, layers[0]), kinks
+        first.bias.data = -(first.weight * (low + (high - low) * torch.rand(width, inputs))).sum(1).detach()
     return nn.Sequential(*layers)

@@ -255,3 +255,18 @@ def test_group_norm_divides_the_channels(channels: int, groups: int) -> None:
 def test_he_keeps_the_scale_through_transposed_convolutions() -> None:
     layer = layers.he_(nn.ConvTranspose2d(64, 64, 4, stride=2, padding=1), slope=1)
     assert layer(torch.randn(4, 64, 16, 16))[..., 2:-2, 2:-2].std().item() == pytest.approx(1, abs=0.1)
+
+
+def test_an_mlp_bends_where_it_is_told_to():
+    torch.manual_seed(0)
+    generator = MLPGenerator(latent_dim=1, image_shape=(1,), width=64, depth=1, kinks=[2.0, 3.0])
+    first = generator.hidden[0]
+    where = -first.bias / first.weight[:, 0]
+    assert 2 <= where.min() < 2.2 and 2.8 < where.max() <= 3
+    assert not MLPGenerator(latent_dim=1, image_shape=(1,)).hidden[0].bias.any()
+
+
+@pytest.mark.parametrize("kinks", [[1.0, 0.0], [0.0, 0.0], [1.0]])
+def test_kinks_are_two_ends(kinks):
+    with pytest.raises(ValueError, match=r"kinks=.*: two ends, the lower one first"):
+        MLPGenerator(latent_dim=1, image_shape=(1,), kinks=kinks)

@@ -33,7 +33,7 @@ class MLPGenerator(Generator):
         width: int = 128,
         depth: int = 2,
         fourier: float = 0.0,
-        kinks: Sequence[float] | None = None,
+        kinks: list[float] | None = None,
     ) -> None:
         super().__init__(latent_dim=latent_dim, image_shape=image_shape, num_classes=num_classes)
         self.noise = LabelledNoise(latent_dim, num_classes)
@@ -63,7 +63,7 @@ class MLPDiscriminator(Discriminator):
         width: int = 128,
         depth: int = 2,
         fourier: float = 0.0,
-        kinks: Sequence[float] | None = None,
+        kinks: list[float] | None = None,
         spectral_norm: bool = False,
         minibatch: Minibatch = "none",
     ) -> None:
@@ -97,9 +97,9 @@ class FourierFeatures(nn.Module):
         return torch.cat([x, phases.sin(), phases.cos()], dim=1)
 
 
-def _hidden(inputs: int, *, width: int, depth: int, kinks: Sequence[float] | None) -> nn.Sequential:
+def _hidden(inputs: int, *, width: int, depth: int, kinks: list[float] | None) -> nn.Sequential:
     if kinks is not None and not (len(kinks) == 2 and kinks[0] < kinks[1]):
-        raise ValueError(f"kinks={list(kinks)}: two ends, the lower one first")
+        raise ValueError(f"kinks={kinks}: two ends, the lower one first")
     if width < 1:
         raise ValueError(f"width={width}: at least 1")
     if depth < 1:

@@ -258,7 +258,6 @@ def test_he_keeps_the_scale_through_transposed_convolutions() -> None:
 
 
 def test_an_mlp_bends_where_it_is_told_to():
-    torch.manual_seed(0)
     generator = MLPGenerator(latent_dim=1, image_shape=(1,), width=64, depth=1, kinks=[2.0, 3.0])
     first = generator.hidden[0]
     where = -first.bias / first.weight[:, 0]

@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import time
 
 from gancli import __version__
-from gancli.launch import place
+from gancli.distributed.launch import process_info
 
 COMMANDS = {
     "train": "train a GAN and leave a run folder with checkpoints, pictures and logs",
@@ -74,8 +73,8 @@ def _dispatch(command: str, overrides: list[str]) -> int:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    from gancli.commands.hydra_app import exit_status
     from gancli.errors import Diverged, UserError
-    from gancli.tasks import ended
 
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions come to us, who word them
     try:
@@ -83,21 +82,23 @@ def _dispatch(command: str, overrides: list[str]) -> int:
             try:
                 overrides = _launched(_lasting(_resumed(overrides)))
             except UserError as error:
-                return _refuse(str(error))
+                return _exit_with_error(str(error))
         _hydra(command, overrides)
     except (HydraException, OmegaConfBaseException) as error:  # some of them are OSErrors too
-        from gancli.hints import explain
+        from gancli.commands.messages import explain
 
-        return _refuse(explain(error, command, overrides))
+        return _exit_with_error(explain(error, command, overrides))
     except (UserError, Diverged, OSError) as error:
-        return ended(error)
+        return exit_status(error)
     except ValueError as error:
         if isinstance(error.__cause__, OSError):  # logging could not open its file
-            return ended(error.__cause__)
+            return exit_status(error.__cause__)
         if "Config group override must be" in str(error):
-            return _refuse(f"{error}; a group has no null, name a choice (penalty=none for no penalty)")
+            return _exit_with_error(f"{error}; a group has no null, name a choice (penalty=none for no penalty)")
         if "No trials are completed" in str(error):  # Optuna's, of numbers that were all NaN
-            return _refuse("hydra/sweeper: no run of this search ended in a number to compare; see objective=…")
+            return _exit_with_error(
+                "hydra/sweeper: no run of this search ended in a number to compare; see objective=…"
+            )
         return _of_the_launcher(error)
     except RuntimeError as error:
         return _of_the_launcher(error)
@@ -111,22 +112,22 @@ def _dispatch(command: str, overrides: list[str]) -> int:
 def _hydra(command: str, overrides: list[str]) -> None:
     import hydra
 
-    from gancli import tasks
+    from gancli.commands import hydra_app
     from gancli.config import config_dir
 
-    quiet = [] if place().first else QUIET
+    quiet = [] if process_info().is_main_process else QUIET
     if quiet and SWEEP & set(overrides):
         quiet = [*QUIET, f"hydra.sweep.dir='{_elsewhere()}'"]
     if command == "doctor":
-        from gancli.sweeps import one_of
+        from gancli.commands.sweeps import one_of
 
         overrides, runs = one_of(overrides)
-        quiet = [*QUIET[:4], "hydra/job_logging=console"] if place().first else QUIET
+        quiet = [*QUIET[:4], "hydra/job_logging=console"] if process_info().is_main_process else QUIET
         quiet = [*quiet, "hydra/help=doctor"]
     # Behind the user's own settings, so that these win, and before a flag's value, such as `--cfg job`.
     last = max((index for index, word in enumerate(overrides, start=1) if "=" in word and word[0] != "-"), default=0)
     sys.argv = [f"gancli {command}", *overrides[:last], *quiet, *overrides[last:]]
-    task = tasks.doctor(runs) if command == "doctor" else getattr(tasks, command)
+    task = hydra_app.doctor(runs) if command == "doctor" else getattr(hydra_app, command)
     name = "train" if command == "doctor" else command
     hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=name)(task)()
 
@@ -194,27 +195,26 @@ def _complete(argv: list[str]) -> int:
     os.environ["COMP_LINE"] = line.replace(f" {command}", "", 1)
     import hydra
 
-    from gancli import tasks
+    from gancli.commands import hydra_app
     from gancli.config import config_dir
 
     sys.argv = [program, *argv]
     with contextlib.suppress(SystemExit):
-        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=command)(tasks.train)()
+        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=command)(hydra_app.train)()
     return 0
 
 
 def _of_the_launcher(error: Exception) -> int:
-    from gancli.hints import of_the_launcher
+    from gancli.commands.messages import of_the_launcher
 
     text = of_the_launcher(error)
     if text is None:
         raise error
-    return _refuse(text)
+    return _exit_with_error(text)
 
 
-def _refuse(text: str) -> int:
-    if not place().first:  # what is wrong with a command line is wrong with everybody's: time for the first to say so
-        time.sleep(10)  # its end ends this process too
-        return 2
-    print(f"gancli: error: {text}", file=sys.stderr)
+def _exit_with_error(text: str) -> int:
+    from gancli.commands.hydra_app import report_error
+
+    report_error(f"error: {text}")
     return 2

@@ -1,9 +1,7 @@
-"""From composed YAML to objects: `build` is the only place that instantiates, `check` the one that judges."""
+"""The configuration: where its YAML is, whether its settings fit, and which of them may change when a run resumes."""
 
 from __future__ import annotations
 
-import difflib
-import functools
 import inspect
 import math
 import types
@@ -12,12 +10,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
+from gancli.build import nodes, resolve
+from gancli.errors import UserError, did_you_mean
 
-from gancli.errors import UserError
-
-TRUSTED = ("gancli.", "torch.optim.")
-MAY_CHANGE = (
+RESUME_MUTABLE = (
     *(
         "train.images",
         "train.minutes",
@@ -27,108 +23,51 @@ MAY_CHANGE = (
         "checkpoint",
         "evaluation",
         "metric",
-        "watch",
+        "health",
         "diagnostic",
     ),
     *("device.threads", "resume", "trust", "objective"),
-    *("dataset.root", "dataset.path", "dataset.cache", "dataset.download"),  # where the data is, not what it is
+    *("dataset.root", "dataset.path", "dataset.cache", "dataset.download"),  # where the data is
 )
 
 
 def config_dir() -> Path:
-    """The YAML groups: inside the package when installed from a wheel, beside it in a checkout."""
+    """Returns the folder of the YAML groups: inside the package when installed from a wheel, beside it in a checkout."""
     package = Path(__file__).resolve().parent
     return next(folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir())
 
 
-def nearest(word: str, options: typing.Iterable[str]) -> str:
-    """ "; did you mean …?" where one of `options` is close to `word`, else nothing."""
-    found = difflib.get_close_matches(word, list(options), n=1, cutoff=0.6)
-    return f"; did you mean {found[0]}?" if found else ""
+def check(settings: Mapping[str, Any], schema: Mapping[str, Any]) -> None:
+    """Raises one UserError with everything that `problems` finds."""
+    found = [text for _, text in problems(settings, schema)]
+    if found:
+        raise UserError("\n".join(dict.fromkeys(found)))
 
 
-def make(node: Mapping[str, Any], *, key: str) -> functools.partial[Any]:
-    """The class that `node` names with the node's settings, nested nodes built; still to be called."""
-    settings = {name: _built(value, f"{key}.{name}") for name, value in node.items() if name != "_target_"}
-    return functools.partial(resolve(node["_target_"], key=key), **settings)
+def problems(settings: Mapping[str, Any], schema: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yields (key, text) for every setting whose type or name is wrong, and for every missing value.
 
-
-def build(node: Mapping[str, Any], *args: Any, key: str, **known: Any) -> Any:
-    """The object that `node` describes; `known` are the arguments that only the run can know.
-
-    key: where the node stands in the configuration, for messages. Raises UserError.
+    schema: the types of the top-level keys that are plain values. Every other key belongs to a node and is checked
+    against the signature of the class that the node names.
     """
-    maker = make(node, key=key)
-    try:
-        return maker(*args, **known)
-    except ValueError as error:
-        raise UserError(f"{key}.{error}") from error
-    except TypeError as error:
-        if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
-            raise  # from inside the constructor: a bug, and its traceback tells
-        raise UserError(f"{key}: {node['_target_']} does not take these settings: {error}") from error
-
-
-def _built(value: Any, key: str) -> Any:
-    if isinstance(value, Mapping):
-        if "_target_" in value:
-            return build(value, key=key)
-        return {name: _built(item, f"{key}.{name}") for name, item in value.items()}
-    return [_built(item, key) for item in value] if isinstance(value, list) else value
-
-
-def resolve(target: str, *, key: str) -> Any:
-    """The class or function at the dotted path `target`. Raises UserError."""
-    module, _, name = str(target).rpartition(".")
-    try:
-        found = getattr(__import__(module, fromlist=[name]), name)
-    except (ImportError, ValueError):
-        raise UserError(
-            f"{key}._target_={target}: no module {module or target}; is its folder on PYTHONPATH and the name right?"
-        ) from None
-    except AttributeError:
-        near = nearest(name, dir(__import__(module, fromlist=[name])))
-        raise UserError(f"{key}._target_={target}: {module} has no {name}{near}") from None
-    if not callable(found):
-        raise UserError(f"{key}._target_={target}: is not a class")
-    return found
-
-
-def nodes(settings: Any, key: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Every node with a `_target_`, with its key."""
-    if isinstance(settings, Mapping):
-        if "_target_" in settings:
-            yield key, settings
-        for name, value in settings.items():
-            yield from nodes(value, f"{key}.{name}" if key else str(name))
-    elif isinstance(settings, list):
-        for item in settings:
-            yield from nodes(item, key)
-
-
-def check(settings: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Raises one UserError with everything that is wrong with types, names and missing values.
-
-    expected: the types of the top-level keys that are plain values. Every other key belongs to a node,
-    and is held against the signature of the class that the node names.
-    """
-    errors = [f"{key}: a value is missing; give {key}=…" for key, value in leaves(settings) if value == "???"]
-    for key, hint in expected.items():
+    for key, value in leaves(settings):
+        if value == "???":
+            yield key, f"{key}: a value is missing; give {key}=…"
+    for key, hint in schema.items():
         if not fits(settings[key], hint):
-            errors.append(f"{key}={settings[key]}: expected {_name(hint)}")
+            yield key, f"{key}={settings[key]}: expected {_name(hint)}"
     built = [f"{key}." for key, _ in nodes(settings)]
     for key, value in leaves(settings):
-        if key not in expected and not key.startswith(tuple(built)):
-            errors.append(f"{key}={value}: nothing reads this setting{nearest(key, settings)}")
+        if key not in schema and not key.startswith(tuple(built)):
+            yield key, f"{key}={value}: nothing reads this setting{did_you_mean(key, settings)}"
     for key, node in nodes(settings):
         try:
             target = resolve(node["_target_"], key=key)
         except UserError as error:
-            errors.append(str(error))
+            yield key, str(error)
             continue
-        errors += _misfits(key, node, target)
-    if errors:
-        raise UserError("\n".join(dict.fromkeys(errors)))
+        for text in _misfits(key, node, target):
+            yield key, text
 
 
 def _misfits(key: str, node: Mapping[str, Any], target: Any) -> Iterator[str]:
@@ -141,7 +80,7 @@ def _misfits(key: str, node: Mapping[str, Any], target: Any) -> Iterator[str]:
         if name == "_target_" or any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             continue
         if name not in parameters:
-            yield f"{key}.{name}: {node['_target_']} has no such setting{nearest(name, parameters)}"
+            yield f"{key}.{name}: {node['_target_']} has no such setting{did_you_mean(name, parameters)}"
         elif value != "???" and name in hints and not fits(value, hints[name]):
             yield f"{key}.{name}={value}: expected {_name(hints[name])}"
 
@@ -199,42 +138,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         f"{key}: {before.get(key, '(absent)')} -> {after.get(key, '(absent)')}"
         for key in before | after
         if before.get(key, missing) != after.get(key, missing)
-        and not any(key == free or key.startswith(free + ".") for free in MAY_CHANGE)
+        and not any(key == free or key.startswith(free + ".") for free in RESUME_MUTABLE)
     ]
-
-
-def load_run(folder: Path, *, trust: list[str], parts: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The settings of the run in `folder`, as plain values.
-
-    The file is data: what will be built from it, all of it or the keys `parts` and what is under them,
-    may name only classes of gancli, optimizers of torch, and of the packages in `trust`. Raises UserError.
-    """
-    path = folder / "config.yaml"
-    if not folder.is_dir():
-        raise UserError(f"run={folder}: no such folder")
-    if not path.is_file():
-        runs = sorted(str(found.parent) for found in folder.glob("**/config.yaml") if ".hydra" not in found.parts)
-        raise UserError(
-            f"run={folder}: not a run folder, it has no config.yaml" + (f"; try {runs[-1]}" if runs else "")
-        )
-    try:
-        settings = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not readable as YAML: {str(error).splitlines()[0]}") from None
-    if not isinstance(settings, dict):
-        raise UserError(f"{path}: not the configuration of a run")
-    foreign = [
-        f"{key}._target_={node['_target_']}"
-        for key, node in nodes(settings)
-        if (not parts or f"{key}.".startswith(tuple(f"{part}." for part in parts))) and not _trusted(node, trust)
-    ]
-    if foreign:
-        raise UserError(
-            f"{path} names classes that are not gancli's own, and building them runs their code:\n  "
-            + "\n  ".join(foreign)
-            + "\nIf that code is yours, say trust=[package] with the package it is in."
-        )
-    return settings
 
 
 def moved(dataset: Mapping[str, Any], data: str | None) -> Mapping[str, Any]:
@@ -245,17 +150,3 @@ def moved(dataset: Mapping[str, Any], data: str | None) -> Mapping[str, Any]:
     if key is None:
         raise UserError(f"data={data}: this run's data set lies in no folder; leave data out")
     return {**dataset, key: data}
-
-
-def _trusted(node: Mapping[str, Any], trust: list[str]) -> bool:
-    target = str(node["_target_"])
-    if any(target.startswith(package + ".") for package in trust):
-        return True
-    if not target.startswith(TRUSTED):
-        return False
-    try:
-        found = resolve(target, key="")
-    except UserError:
-        return False
-    # The path may lead through a module that gancli merely imported, so the class itself is asked.
-    return inspect.isclass(found) and f"{found.__module__}.".startswith(TRUSTED)

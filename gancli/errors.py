@@ -1,13 +1,57 @@
-"""The ways in which a run ends early and the user is told why."""
+"""The errors that end a command with a message instead of a traceback, and the check that most settings share."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Bad input: the text names the key, the value and the way out. Exit status 2, no traceback."""
+    """Bad input. The text names the key, the value and the way out. Exit status 2, no traceback."""
+
+
+class SettingError(UserError, ValueError):
+    """A constructor's complaint about one of its arguments: "name=value: what is allowed".
+
+    `build` puts the key of the constructor's node in front of the text. Any other ValueError is a bug.
+    """
+
+
+class FeaturesUnavailable(UserError):
+    """A feature extractor lacks its weights or its package."""
 
 
 class Diverged(Exception):
-    """Training met a number that is not finite and stopped before the update. Exit status 1."""
+    """A loss or a gradient is not finite; the update was not made. Exit status 1.
+
+    good_images: images after which the run was still good, for a rollback.
+    """
+
+    def __init__(self, text: str, *, good_images: int = 0) -> None:
+        super().__init__(text)
+        self.good_images = good_images
 
 
 class Collapsed(Diverged):
-    """The watch found samples that went bad, and was told to stop there. Exit status 1."""
+    """An evaluation found samples that went bad, and the health monitor was told to act. Exit status 1."""
+
+
+class ProcessLost(Exception):
+    """Another process of the run is gone, so that a message between processes did not arrive. Exit status 1."""
+
+
+class InvalidCheckpoint(Exception):
+    """A checkpoint file is truncated, damaged, or holds more than tensors and plain values."""
+
+
+def require_at_least(minimum: float, **settings: float | None) -> None:
+    """Raises one SettingError that names every setting below `minimum`; None counts as not set."""
+    low = {name: value for name, value in settings.items() if value is not None and not value >= minimum}
+    if low:
+        raise SettingError("\n".join(f"{name}={value}: at least {minimum}" for name, value in low.items()))
+
+
+def did_you_mean(word: str, options: Iterable[str]) -> str:
+    """Returns "; did you mean …?" where one of `options` is close to `word`, else an empty string."""
+    close = difflib.get_close_matches(word, list(options), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else ""

@@ -1,34 +1,38 @@
-"""The two players and the rules between them: what an update rule needs, and nothing else."""
+"""The two players, the terms that they play for, and the value of the game: all that an update rule needs."""
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
 
 from gancli.augment.base import Augment, NoAugment
-from gancli.schedules import at
-
-if TYPE_CHECKING:
-    from gancli.losses import Loss
-    from gancli.networks.base import Discriminator, Generator
-    from gancli.penalties import Penalty
-    from gancli.priors import Prior
-    from gancli.runtime import Stream
+from gancli.errors import SettingError, require_at_least
+from gancli.losses import Loss
+from gancli.networks.base import Discriminator, Generator
+from gancli.priors import Prior
+from gancli.randomness import Stream
+from gancli.schedules import Schedule, at
 
 Autocast = Callable[[], AbstractContextManager[Any]]
+Player = Literal["generator", "discriminator"]
+PLAYERS: tuple[Player, Player] = ("generator", "discriminator")
+SADDLE_VALUE = -math.log(4.0)  # where D is right half of the time (Goodfellow et al., NeurIPS 2014, theorem 1)
 
 
-class Scored:
-    """Samples and the logits that the discriminator gave them, in one graph.
+class DiscriminatorOutput:
+    """Samples and the logits that the discriminator computed for them, in one graph.
 
-    inputs: (B, *shape), requiring grad: a leaf in a training step, in one graph with G where the whole game is
-    looked at (Game.gradients). logits: (B,), at least float32.
+    inputs: (B, *shape), requiring grad. In a training step they are a leaf; in `Game.gradients` they are in one graph
+    with the generator. logits: (B,), at least float32.
     """
 
     def __init__(self, inputs: Tensor, logits: Tensor) -> None:
@@ -36,17 +40,17 @@ class Scored:
         self._gradient: Tensor | None = None
 
     @property
-    def origin(self) -> Tensor:
-        """The inputs in one graph with what made them, where it is there; a training step has cut them off."""
+    def source(self) -> Tensor:
+        """The inputs in one graph with the generator where they are, else detached."""
         return self.inputs.detach() if self.inputs.is_leaf else self.inputs
 
     @property
     def has_gradient(self) -> bool:
-        """Whether somebody has paid for `gradient` already."""
+        """Whether `gradient` was computed already."""
         return self._gradient is not None
 
     def gradient(self) -> Tensor:
-        """d sum(logits) / d inputs, (B, *shape), differentiable; computed once.
+        """Returns d sum(logits) / d inputs, (B, *shape), differentiable; computed once.
 
         Where the discriminator scores each sample on its own, row i is d logit_i / d input_i.
         """
@@ -55,11 +59,50 @@ class Scored:
         return self._gradient
 
 
+class Penalty(ABC):
+    """A weighted term of the game besides the adversarial loss.
+
+    weight: factor of the term, a number or a schedule over the run. interval: the term is computed on every
+    interval-th step only, times `interval`, so that its mean strength stays (lazy regularisation, Karras et al.,
+    CVPR 2020, appendix B).
+
+    player: who minimises it. reaches: how far its value depends on the fake samples; "nothing" for terms on real
+    samples or at points of their own, which keep the one-stage step at one pass; "inputs" for terms on the fakes'
+    logits or gradients. requires_single_sample: whether it asks for a certain gradient norm of a single sample,
+    which a pack of samples does not have. Raises SettingError.
+    """
+
+    player: Literal["discriminator", "both"] = "discriminator"
+    reaches: Literal["nothing", "inputs"] = "inputs"
+    requires_single_sample: bool = False
+
+    def __init__(self, *, weight: float | Schedule, interval: int = 1) -> None:
+        if not isinstance(weight, Schedule) and weight < 0:
+            raise SettingError(f"weight={weight}: a penalty's weight is 0 or more")
+        require_at_least(1, interval=interval)
+        self.weight, self.interval = weight, interval
+
+    def due(self, step: int, progress: float) -> bool:
+        """Whether the term takes part in `step`, at `progress` (0 to 1) of the run."""
+        return step % self.interval == 0 and at(self.weight, progress) > 0
+
+    def factor(self, progress: float) -> Tensor | float:
+        """Returns what the mean of the values is multiplied by: a number or a 0-dim tensor."""
+        return float(at(self.weight, progress)) * self.interval
+
+    @abstractmethod
+    def __call__(
+        self, real: DiscriminatorOutput, fake: DiscriminatorOutput, game: Game, labels: Tensor | None
+    ) -> Tensor:
+        """Returns one value per sample, (B,)."""
+
+
 @dataclass(kw_only=True)
 class Game:
-    """Generator against discriminator, over a loss, penalties on the discriminator, and a prior.
+    """Generator against discriminator, with a loss, penalties and a prior.
 
-    augment: what happens to samples before the discriminator sees them.
+    stream: the random stream of the run's noise. augment: what happens to samples before the discriminator sees them.
+    autocast: the context of each forward pass.
     """
 
     generator: Generator
@@ -72,15 +115,15 @@ class Game:
     autocast: Autocast = nullcontext
 
     def network(self, player: str) -> nn.Module:
-        """The network of "generator" or "discriminator"."""
+        """Returns the network of "generator" or "discriminator"."""
         return self.generator if player == "generator" else self.discriminator
 
     @cached_property
     def weights(self) -> dict[str, list[nn.Parameter]]:
-        """Each player's parameters but for frozen ones; looked up once, since a step asks for them often."""
+        """Each player's trainable parameters; looked up once, since every step asks for them several times."""
         return {
             player: [weight for weight in self.network(player).parameters() if weight.requires_grad]
-            for player in ("generator", "discriminator")
+            for player in PLAYERS
         }
 
     @cached_property
@@ -89,19 +132,19 @@ class Game:
         return self.discriminator.per_sample
 
     def generate(self, count: int, labels: Tensor | None) -> Tensor:
-        """G(z) for fresh noise: (count, *shape) float32."""
-        noise = self.stream.take(self.prior.batch, count)
+        """Returns G(z) for fresh noise: (count, *shape) float32."""
+        noise = self.stream.take(self.prior.sample_batch, count)
         with self.autocast():
             samples: Tensor = self.generator(noise, labels)
         return samples.float()
 
-    def score(self, samples: Tensor, labels: Tensor | None) -> Scored:
-        """D at `samples` (B, *shape), augmented, cut off from whatever made them."""
+    def discriminate_detached(self, samples: Tensor, labels: Tensor | None) -> DiscriminatorOutput:
+        """Returns D at `samples` (B, *shape), augmented, cut off from the graph that made them."""
         inputs = samples.detach().requires_grad_()
-        return Scored(inputs, self.judge(inputs, labels))
+        return DiscriminatorOutput(inputs, self.discriminate(inputs, labels))
 
-    def judge(self, samples: Tensor, labels: Tensor | None) -> Tensor:
-        """D's logits (B,), at least float32, of `samples` (B, *shape), augmented, in one graph with what made them."""
+    def discriminate(self, samples: Tensor, labels: Tensor | None) -> Tensor:
+        """Returns D's logits (B,), at least float32, of `samples` (B, *shape), augmented, in one graph with them."""
         draws = self.augment.draws_for(samples.shape[1:])
         if draws:
             uniform = self.stream.take(lambda count, rng: torch.rand(count, draws, generator=rng), len(samples))
@@ -113,13 +156,14 @@ class Game:
     def gradients(
         self, samples: Tensor, images: Tensor, labels: Tensor | None, *, progress: float | None = None
     ) -> dict[str, list[Tensor]]:
-        """Each player's gradient of its own loss at one point, as functions of all the parameters.
+        """Returns each player's gradient of its own loss at one point, as functions of all the parameters.
 
-        samples, images: (B, *shape), real ones and G's, these in one graph with G. progress: with the penalties as
-        they weigh there; None for without. Returns player -> one tensor per parameter.
+        samples, images: (B, *shape), real samples, and generated ones in one graph with G. progress: with the
+        penalties as they weigh there; None for without penalties. Returns player -> one tensor per parameter.
         """
         inputs = samples.detach().requires_grad_()
-        real, fake = Scored(inputs, self.judge(inputs, labels)), Scored(images, self.judge(images, labels))
+        real = DiscriminatorOutput(inputs, self.discriminate(inputs, labels))
+        fake = DiscriminatorOutput(images, self.discriminate(images, labels))
         values = {
             "generator": self.loss.generator(fake.logits, real.logits).mean(),
             "discriminator": self.loss.discriminator(real.logits, fake.logits).mean(),
@@ -127,7 +171,7 @@ class Game:
         if progress is not None:
             for penalty in self.penalties.values():
                 value = float(at(penalty.weight, progress)) * penalty(real, fake, self, labels).mean()
-                for player in values if penalty.both_players else ("discriminator",):
+                for player in PLAYERS if penalty.player == "both" else ("discriminator",):
                     values[player] = values[player] + value
         return {
             player: list(torch.autograd.grad(value, self.weights[player], create_graph=True))
@@ -136,8 +180,8 @@ class Game:
 
 
 @contextmanager
-def looking(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no gradients; what was before comes back afterwards."""
+def eval_mode(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; the previous mode is restored afterwards."""
     was_training = network.training
     network.eval()
     try:
@@ -145,3 +189,23 @@ def looking(network: nn.Module) -> Iterator[None]:
             yield
     finally:
         network.train(was_training)
+
+
+def game_statistics(real_logits: Tensor, fake_logits: Tensor, threshold: Tensor | float) -> dict[str, Tensor]:
+    """Returns accuracies, mean logits, and the value of the game, each 0-dim, from logits (B,).
+
+    The value is E log D(x) + E log(1 - D(G(z))) whatever the loss, where D is the sigmoid of the logit's distance to
+    `threshold`.
+    """
+    return {
+        "accuracy/real": (real_logits > threshold).float().mean(),
+        "accuracy/fake": (fake_logits <= threshold).float().mean(),
+        "logits/real": real_logits.mean(),
+        "logits/fake": fake_logits.mean(),
+        "game/value": logsigmoid(real_logits - threshold).mean() + logsigmoid(threshold - fake_logits).mean(),
+    }
+
+
+def decision_threshold(real_logits: Tensor, fake_logits: Tensor, loss: Loss) -> Tensor | float:
+    """Returns the logit above which a sample counts as real."""
+    return (real_logits.mean() + fake_logits.mean()) / 2 if loss.threshold is None else loss.threshold

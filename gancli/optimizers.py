@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gancli.graphs import Recorded, Recorder
+from gancli.errors import SettingError
 from gancli.schedules import Schedule, at
 
 
@@ -90,7 +90,7 @@ class ClippedRMSprop(torch.optim.RMSprop):
 
 def _clip_after_steps(optimizer: torch.optim.Optimizer, clip: float) -> None:
     if clip <= 0:
-        raise ValueError(f"clip={clip}: a bound above 0")
+        raise SettingError(f"clip={clip}: a bound above 0")
     for group in optimizer.param_groups:
         group["clip"] = clip  # in the group, where schedules and checkpoints look for settings
     optimizer.register_step_post_hook(_clip)
@@ -103,77 +103,48 @@ def _clip(optimizer: torch.optim.Optimizer, *_: Any) -> None:
             weight.clamp_(-group["clip"], group["clip"])
 
 
-def _moves(value: Any) -> bool:
-    return isinstance(value, Schedule) or (isinstance(value, (list, tuple)) and any(map(_moves, value)))
-
-
 class ScheduledOptimizer:
     """A torch optimizer whose scheduled settings are set anew before each step.
 
-    make: `partial(torch.optim.Adam, lr=…)`, as the configuration describes it; parameters come here.
-    lr_factor: on top of whatever the learning rate is set to.
+    make: `partial(torch.optim.Adam, lr=…)`, as the configuration describes it. parameters: of one player's network.
+    Raises what the optimizer raises.
     """
 
     def __init__(self, make: partial[torch.optim.Optimizer], parameters: Iterable[nn.Parameter]) -> None:
         self.parameters = list(parameters)
         self.optimizer = make.func(self.parameters, **{key: at(value, 0.0) for key, value in make.keywords.items()})
-        self.scheduled = {key: value for key, value in make.keywords.items() if key == "lr" or _moves(value)}
-        self.lr_factor = 1.0
-        self.move: Callable[[], Any] = self.optimizer.step
-        self.recorder: Recorder | None = None
-        self.place: Tensor | None = None  # of the learning rate, where a recording reads it
-        self.fixed: dict[str, Any] | None = None  # settings that a recording was made for
+        self.scheduled = {key: value for key, value in make.keywords.items() if key == "lr" or _is_scheduled(value)}
 
     @property
     def lr(self) -> float:
         """Learning rate of the last step."""
         return float(self.optimizer.param_groups[0]["lr"])
 
-    def step(self, progress: float) -> None:
-        """One update from the gradients at hand, which are then dropped."""
+    def step(self, progress: float, *, lr_factor: float = 1.0) -> None:
+        """Updates the parameters from their gradients, which are then dropped.
+
+        progress: share of the run that is done, 0 to 1. lr_factor: on top of the learning rate.
+        """
         settings = {key: at(value, progress) for key, value in self.scheduled.items()}
         if "lr" in settings:
-            settings["lr"] *= self.lr_factor
-        if self.recorder is not None:
-            self._prepare(settings, self.recorder)
-        for group in self.optimizer.param_groups:
-            group.update(settings)
-        self.move()
+            settings["lr"] *= lr_factor
+        self._apply(settings)
         self.optimizer.zero_grad(set_to_none=True)
 
-    def record(self, recorder: Recorder) -> bool:
-        """By replays from now on, of gradients that stand where they stand; False where torch knows no way."""
-        if "capturable" in self.optimizer.defaults:
-            self.place = torch.zeros((), device=self.parameters[0].device)
-            for group in self.optimizer.param_groups:
-                group["capturable"] = True
-        elif not isinstance(self.optimizer, torch.optim.SGD):  # which counts no steps, but wants its rate as a number
-            return False
-        self.recorder = recorder
-        return True
+    def _apply(self, settings: dict[str, Any]) -> None:
+        for group in self.optimizer.param_groups:
+            group.update(settings)
+        self.optimizer.step()
 
-    def _prepare(self, settings: dict[str, Any], recorder: Recorder) -> None:
-        """Puts the learning rate where a recording reads it; what it does not read, it is made anew for."""
-        fixed = dict(settings)
-        if self.place is not None and "lr" in settings:
-            settings["lr"] = self.place.fill_(fixed.pop("lr"))
-        if fixed != self.fixed:
-            self.fixed = fixed
-            self.move = Recorded(self.optimizer.step, recorder, "an optimizer's updates")
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the optimizer's state."""
+        return self.optimizer.state_dict()
 
-    def state(self) -> dict[str, Any]:
-        """The optimizer's, the same with and without recordings."""
-        state = self.optimizer.state_dict()
-        for group in state["param_groups"]:
-            known = {"capturable": self.optimizer.defaults.get("capturable")}
-            group |= {"lr": self.lr} | {key: value for key, value in known.items() if key in group}
-        return state
-
-    def load_state(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from `state`. Raises ValueError and what torch raises where it does not fit."""
-        groups = [dict(group) for group in state["param_groups"]]
-        for group, mine in zip(groups, self.optimizer.param_groups, strict=True):
-            group |= {key: mine[key] for key in ("capturable",) if key in mine}
-        self.optimizer.load_state_dict({**state, "param_groups": groups})
-        self.optimizer.zero_grad(set_to_none=True)  # of a step that was not made
-        self.fixed = None  # a recording would go on with the tensors of before
+        self.optimizer.load_state_dict(state)
+        self.optimizer.zero_grad(set_to_none=True)  # gradients of a step that was not made
+
+
+def _is_scheduled(value: Any) -> bool:
+    return isinstance(value, Schedule) or (isinstance(value, (list, tuple)) and any(map(_is_scheduled, value)))

@@ -8,7 +8,8 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from gancli.laws import Law, strata
+from gancli.distributions import Distribution, stratified_uniform
+from gancli.errors import SettingError
 
 
 class Prior(ABC):
@@ -20,19 +21,19 @@ class Prior(ABC):
 
     def __init__(self, *, dim: int) -> None:
         if dim < 1:
-            raise ValueError(f"dim={dim}: noise needs at least 1 dimension")
+            raise SettingError(f"dim={dim}: noise needs at least 1 dimension")
         self.dim = dim
 
     def sample(self, count: int, rng: torch.Generator, *, truncation: float | None = None) -> Tensor:
         """Noise (count, dim) float32 on the generator's device.
 
-        truncation: keep to the middle of the law, in the unit that `bounds` states; None for all of it.
+        truncation: keep to the middle of the distribution, in the unit that `bounds` states; None for all of it.
         """
         low, high = (0.0, 1.0) if truncation is None else self.bounds(truncation)
         uniform = torch.rand(count, self.dim, generator=rng, device=rng.device)
         return self.inverse_cdf(low + (high - low) * uniform)
 
-    def batch(self, count: int, rng: torch.Generator) -> Tensor:
+    def sample_batch(self, count: int, rng: torch.Generator) -> Tensor:
         """The same for a training step; rows may depend on one another."""
         return self.sample(count, rng)
 
@@ -53,7 +54,7 @@ class Gaussian(Prior):
     """N(0, 1). Truncation t keeps |z| <= t (Brock et al., ICLR 2019, section 3.1)."""
 
     def sample(self, count: int, rng: torch.Generator, *, truncation: float | None = None) -> Tensor:
-        if truncation is None:  # the same law by a faster way
+        if truncation is None:  # the same distribution by a faster way
             return torch.randn(count, self.dim, generator=rng, device=rng.device)
         return super().sample(count, rng, truncation=truncation)
 
@@ -63,7 +64,7 @@ class Gaussian(Prior):
 
     def bounds(self, truncation: float) -> tuple[float, float]:
         if truncation <= 0:
-            raise ValueError(f"truncation={truncation}: a number of standard deviations above 0")
+            raise SettingError(f"truncation={truncation}: a number of standard deviations above 0")
         tail = 0.5 - 0.5 * torch.erf(torch.tensor(truncation / sqrt(2.0), dtype=torch.float64)).item()
         return tail, 1 - tail
 
@@ -82,7 +83,7 @@ class TruncatedGaussian(Gaussian):
     def __init__(self, *, dim: int, bound: float = 2.0) -> None:
         super().__init__(dim=dim)
         if bound <= 0:
-            raise ValueError(f"bound={bound}: a number of standard deviations above 0")
+            raise SettingError(f"bound={bound}: a number of standard deviations above 0")
         self.bound = bound
 
     def sample(self, count: int, rng: torch.Generator, *, truncation: float | None = None) -> Tensor:
@@ -91,11 +92,13 @@ class TruncatedGaussian(Gaussian):
 
 
 class _Share(Prior):
-    """Truncation t, 0 < t <= 1, keeps the middle share t of the law."""
+    """Truncation t, 0 < t <= 1, keeps the middle share t of the distribution."""
 
     def bounds(self, truncation: float) -> tuple[float, float]:
         if not 0 < truncation <= 1:
-            raise ValueError(f"truncation={truncation}: for this prior the share of it to keep, above 0 and at most 1")
+            raise SettingError(
+                f"truncation={truncation}: for this prior the share of it to keep, above 0 and at most 1"
+            )
         return 0.5 - truncation / 2, 0.5 + truncation / 2
 
 
@@ -105,13 +108,13 @@ class Uniform(_Share):
     def __init__(self, *, dim: int, low: float = -1.0, high: float = 1.0, stratified: bool = False) -> None:
         super().__init__(dim=dim)
         if not low < high:
-            raise ValueError(f"low={low}, high={high}: low must be below high")
+            raise SettingError(f"low={low}, high={high}: low must be below high")
         self.low, self.high, self.stratified = low, high, stratified
 
-    def batch(self, count: int, rng: torch.Generator) -> Tensor:
+    def sample_batch(self, count: int, rng: torch.Generator) -> Tensor:
         if not self.stratified:
             return self.sample(count, rng)
-        columns = [strata(count, rng).float() for _ in range(self.dim)]
+        columns = [stratified_uniform(count, rng).float() for _ in range(self.dim)]
         return self.inverse_cdf(torch.stack(columns, dim=1))
 
     def inverse_cdf(self, uniform: Tensor) -> Tensor:
@@ -119,11 +122,11 @@ class Uniform(_Share):
 
 
 class InverseCDF(_Share):
-    """Any one-dimensional law in each coordinate, through its inverse CDF applied to U(0, 1)."""
+    """Any one-dimensional distribution in each coordinate, through its inverse CDF applied to U(0, 1)."""
 
-    def __init__(self, *, law: Law, dim: int = 1) -> None:
+    def __init__(self, *, distribution: Distribution, dim: int = 1) -> None:
         super().__init__(dim=dim)
-        self.law = law
+        self.distribution = distribution
 
     def inverse_cdf(self, uniform: Tensor) -> Tensor:
-        return self.law.inverse_cdf(uniform).float()
+        return self.distribution.inverse_cdf(uniform).float()

@@ -6,6 +6,8 @@ import math
 from abc import ABC, abstractmethod
 from typing import Any
 
+from gancli.errors import SettingError
+
 
 class Schedule(ABC):
     """A number as a function of progress, the share of the run that is done, from 0 to 1.
@@ -34,7 +36,7 @@ class _Ramp(Schedule):
 
     def __init__(self, *, start: float, end: float, begin: float = 0.0, finish: float = 1.0) -> None:
         if not 0.0 <= begin < finish <= 1.0:
-            raise ValueError(f"begin={begin}, finish={finish}: they are shares of the run, 0 <= begin < finish <= 1")
+            raise SettingError(f"begin={begin}, finish={finish}: they are shares of the run, 0 <= begin < finish <= 1")
         self.start, self.end, self.begin, self.finish = start, end, begin, finish
 
     def __call__(self, progress: float) -> float:
@@ -65,7 +67,7 @@ class BurnIn(Schedule):
 
     def __init__(self, *, start: float, value: float, until: float = 0.1) -> None:
         if not 0.0 < until <= 1.0:
-            raise ValueError(f"until={until}: it is a share of the run, 0 < until <= 1")
+            raise SettingError(f"until={until}: it is a share of the run, 0 < until <= 1")
         self.ramp = Cosine(start=start, end=value, finish=until)
 
     def __call__(self, progress: float) -> float:

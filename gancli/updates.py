@@ -1,7 +1,7 @@
 """Update rules: one training step of the game, as gradients. No logging, devices, ranks or optimizers.
 
-A rule yields a `Stage` each time gradients are ready; whoever runs it updates that stage's players
-before it asks for the next stage.
+A rule yields a `PlayerUpdate` each time gradients are ready; the caller steps the optimizers of that update's players
+before it asks for the next one.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 from torch.autograd import backward, grad
 
-from gancli.game import Game, Scored
-from gancli.penalties import Penalty
+from gancli.errors import SettingError
+from gancli.game import DiscriminatorOutput, Game, Penalty
 
-Draw = Callable[[int], tuple[Tensor, Tensor | None]]  # k -> the step's k-th real batch (B, *shape), labels (B,)
+BatchFn = Callable[[int], tuple[Tensor, Tensor | None]]  # k -> the step's k-th real batch (B, *shape), labels (B,)
 
 
 @dataclass(kw_only=True)
-class Stage:
-    """Gradients stand in `.grad` of the parameters of `players`. Everything here is detached."""
+class PlayerUpdate:
+    """The gradients of `players`, which are in their parameters' `.grad`, and what to log. All tensors are detached."""
 
     players: tuple[str, ...]
     losses: dict[str, Tensor]  # player -> scalar, without penalties
@@ -32,23 +32,21 @@ class Stage:
 
 
 class Update(ABC):
-    """discriminator_steps: real batches that one step takes.
+    """How one step updates the players.
 
-    capturable: whether a step is the same row of operations each time that the same penalties are due, with no look
-    at a value on the way, so that a CUDA graph may repeat it; penalties are asked about step * discriminator_steps + k.
+    discriminator_steps: real batches that one step takes. divisible: whether a step may be taken in parts, by several
+    processes or in micro-batches. capturable: whether a step is the same sequence of operations each time that the
+    same penalties are due, without reading a value on the host, so that a CUDA graph may repeat it; penalties are
+    asked about step * discriminator_steps + k.
     """
 
     discriminator_steps: int = 1
+    divisible: bool = True
     capturable: bool = False
 
-    def check_parts(self, game: Game) -> None:
-        """Raises ValueError where a step cannot be taken in parts: several processes, or micro-batches."""
-        for name in (name for name, penalty in game.penalties.items() if penalty.both_players):
-            raise ValueError(f"penalty.{name}: is of the whole batch's gradient, so one process and accumulate=1 only")
-
     @abstractmethod
-    def stages(self, game: Game, draw: Draw, *, step: int, progress: float) -> Iterator[Stage]:
-        """The stages of step number `step`, at `progress` (0 to 1) of the run."""
+    def player_updates(self, game: Game, draw: BatchFn, *, step: int, progress: float) -> Iterator[PlayerUpdate]:
+        """Yields the player updates of step number `step`, at `progress` (0 to 1) of the run."""
 
 
 class Simultaneous(Update):
@@ -69,10 +67,10 @@ class Simultaneous(Update):
     capturable = True
     least = 1e-25
 
-    def stages(self, game: Game, draw: Draw, *, step: int, progress: float) -> Iterator[Stage]:
+    def player_updates(self, game: Game, draw: BatchFn, *, step: int, progress: float) -> Iterator[PlayerUpdate]:
         samples, labels = draw(0)
         images = game.generate(len(samples), labels)
-        real, fake = game.score(samples, labels), game.score(images, labels)
+        real, fake = game.discriminate_detached(samples, labels), game.discriminate_detached(images, labels)
         loss_d, by_real, by_fake = _discriminator_loss(game, real.logits, fake.logits)
         loss_g, wanted = _generator_loss(game, fake.logits, real.logits)
         values, penalty = _penalties(game, real, fake, labels, step=step, progress=progress)
@@ -82,7 +80,7 @@ class Simultaneous(Update):
             by_fake = torch.where(by_fake.abs() < least, least, by_fake)
         outputs, seeds = _joined((real.logits, by_real), (fake.logits, by_fake), penalty)
         weights = game.weights["discriminator"]
-        if any(game.penalties[name].both_players for name in values):
+        if any(game.penalties[name].player == "both" for name in values):
             weights = weights + game.weights["generator"]  # which only those reach: the samples are cut off from it
 
         if game.per_sample and fake.has_gradient:
@@ -97,7 +95,7 @@ class Simultaneous(Update):
             backward(outputs, seeds, inputs=weights)
         backward(images, to_images, inputs=game.weights["generator"])
 
-        yield Stage(
+        yield PlayerUpdate(
             players=("discriminator", "generator"),
             losses={"discriminator": loss_d, "generator": loss_g},
             penalties=values,
@@ -107,7 +105,7 @@ class Simultaneous(Update):
 
     @staticmethod
     def _can_rescale(game: Game, active: dict[str, Tensor]) -> bool:
-        return game.per_sample and not any(game.penalties[name].touches_fake for name in active)
+        return game.per_sample and not any(game.penalties[name].reaches != "nothing" for name in active)
 
 
 class Alternating(Update):
@@ -117,21 +115,21 @@ class Alternating(Update):
 
     def __init__(self, *, discriminator_steps: int = 1) -> None:
         if discriminator_steps < 1:
-            raise ValueError(f"discriminator_steps={discriminator_steps}: at least 1")
+            raise SettingError(f"discriminator_steps={discriminator_steps}: at least 1")
         self.discriminator_steps = discriminator_steps
 
-    def stages(self, game: Game, draw: Draw, *, step: int, progress: float) -> Iterator[Stage]:
+    def player_updates(self, game: Game, draw: BatchFn, *, step: int, progress: float) -> Iterator[PlayerUpdate]:
         for k in range(self.discriminator_steps):
             samples, labels = draw(k)
             with torch.no_grad():
                 images = game.generate(len(samples), labels)
-            real, fake = game.score(samples, labels), game.score(images, labels)
+            real, fake = game.discriminate_detached(samples, labels), game.discriminate_detached(images, labels)
             loss_d, by_real, by_fake = _discriminator_loss(game, real.logits, fake.logits)
             count = step * self.discriminator_steps + k
             values, penalty = _penalties(game, real, fake, labels, step=count, progress=progress)
             outputs, seeds = _joined((real.logits, by_real), (fake.logits, by_fake), penalty)
             backward(outputs, seeds, inputs=game.weights["discriminator"])
-            yield Stage(
+            yield PlayerUpdate(
                 players=("discriminator",),
                 losses={"discriminator": loss_d},
                 penalties=values,
@@ -140,17 +138,17 @@ class Alternating(Update):
             )
 
         images = game.generate(len(samples), labels)
-        fake = game.score(images, labels)
+        fake = game.discriminate_detached(images, labels)
         with torch.no_grad():
-            real_logits = game.score(samples, labels).logits if game.loss.relativistic else fake.logits
+            real_logits = game.discriminate_detached(samples, labels).logits if game.loss.relativistic else fake.logits
         loss_g, wanted = _generator_loss(game, fake.logits, real_logits)
         (to_images,) = grad(fake.logits, fake.inputs, wanted)
         backward(images, to_images, inputs=game.weights["generator"])
-        shared = {name: penalty for name, penalty in game.penalties.items() if penalty.both_players}
+        shared = {name: penalty for name, penalty in game.penalties.items() if penalty.player == "both"}
         _, penalty = _penalties(game, real, fake, labels, step=count, progress=progress, among=shared)
         if penalty is not None:
             backward(penalty, inputs=game.weights["generator"])
-        yield Stage(players=("generator",), losses={"generator": loss_g})
+        yield PlayerUpdate(players=("generator",), losses={"generator": loss_g})
 
 
 class Extragradient(Simultaneous):
@@ -160,17 +158,16 @@ class Extragradient(Simultaneous):
     noise is drawn anew for the second.
     """
 
-    def check_parts(self, game: Game) -> None:
-        raise ValueError("update=extragradient: takes its step back at once, so one process and accumulate=1 only")
+    divisible = False
 
-    def stages(self, game: Game, draw: Draw, *, step: int, progress: float) -> Iterator[Stage]:
+    def player_updates(self, game: Game, draw: BatchFn, *, step: int, progress: float) -> Iterator[PlayerUpdate]:
         weights: list[Tensor] = [*game.weights["discriminator"], *game.weights["generator"]]
         before = [weight.detach().clone() for weight in weights]
-        yield from super().stages(game, draw, step=step, progress=progress)
-        for stage in super().stages(game, draw, step=step, progress=progress):
+        yield from super().player_updates(game, draw, step=step, progress=progress)
+        for update in super().player_updates(game, draw, step=step, progress=progress):
             with torch.no_grad():
                 torch._foreach_copy_(weights, before)
-            yield stage
+            yield update
 
 
 def _discriminator_loss(game: Game, real_logits: Tensor, fake_logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -190,8 +187,8 @@ def _generator_loss(game: Game, fake_logits: Tensor, real_logits: Tensor) -> tup
 
 def _penalties(
     game: Game,
-    real: Scored,
-    fake: Scored,
+    real: DiscriminatorOutput,
+    fake: DiscriminatorOutput,
     labels: Tensor | None,
     *,
     step: int,

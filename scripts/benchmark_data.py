@@ -96,9 +96,9 @@ def measure(path: Path, cache: Path, threads: int) -> dict[str, float]:
     """In a process of its own."""
     peak = Peak()
     peak.start()
-    from gancli import train
+    from gancli.commands import train
+    from gancli.commands.theory import compose
     from gancli.datasets.folder import Folder
-    from gancli.theory import compose
 
     before = own_memory()
     began = time.monotonic()

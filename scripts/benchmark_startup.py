@@ -20,7 +20,8 @@ ADAM = (
 )
 FIRST_STEP = """
 import os, tempfile
-from gancli import cli, trainer
+from gancli.training import trainer
+from gancli import cli
 whole_step = trainer.Trainer.train_step
 def first_step(self):
     whole_step(self)

@@ -24,23 +24,23 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from gancli import graphs
-from gancli.checkpoint import Checkpoints
-from gancli.datasets.base import Images
-from gancli.ema import EMA
-from gancli.evaluation import Evaluation
+from gancli.datasets.base import ImageDataset
+from gancli.device import Runtime
 from gancli.game import Game
 from gancli.losses import NonSaturating
-from gancli.monitor import Monitor
 from gancli.networks.dcgan import DCGANDiscriminator, DCGANGenerator
 from gancli.networks.r3gan import R3GANDiscriminator, R3GANGenerator
 from gancli.optimizers import ScheduledOptimizer
 from gancli.penalties import Penalty
 from gancli.priors import Gaussian
-from gancli.runtime import Runtime
-from gancli.trainer import Trainer
+from gancli.training import cuda_graphs
+from gancli.training.checkpoint import Checkpoints
+from gancli.training.ema import EMA
+from gancli.training.evaluation import Evaluation
+from gancli.training.health import HealthMonitor
+from gancli.training.logging import TrainingLogger
+from gancli.training.trainer import Trainer
 from gancli.updates import Simultaneous
-from gancli.watch import Watch
 
 LR, BETAS = 2e-4, (0.5, 0.999)
 FAMILIES = {"dcgan": (DCGANGenerator, DCGANDiscriminator), "r3gan": (R3GANGenerator, R3GANDiscriminator)}
@@ -60,8 +60,8 @@ def trainer_of(
     generator, discriminator = (runtime.place(network) for network in pair)
     adam = partial(torch.optim.Adam, lr=LR, betas=BETAS, fused=True)
     folder = Path(tempfile.mkdtemp())
-    dataset = Images(data, train=torch.arange(len(data)), held=torch.arange(1)).to(runtime.device)
-    nothing = {"metric": {}, "dataset": dataset, "labelled": False, "runtime": runtime, "watch": Watch()}
+    dataset = ImageDataset(data, train=torch.arange(len(data)), held=torch.arange(1)).to(runtime.device)
+    nothing = {"metric": {}, "dataset": dataset, "labelled": False, "runtime": runtime, "watch": HealthMonitor()}
     trainer = Trainer(
         game=Game(
             generator=generator,
@@ -80,7 +80,7 @@ def trainer_of(
         ema=EMA(generator),
         dataset=dataset,
         checkpoints=Checkpoints(folder),
-        monitor=Monitor(folder, settings={}),
+        monitor=TrainingLogger(folder, settings={}),
         evaluation=Evaluation(folder, every=None, **nothing),
         team=runtime.team,
         seed=0,
@@ -88,7 +88,7 @@ def trainer_of(
         images=10**9,
     )
     if runtime.cuda_graph:
-        graphs.apply(trainer, lambda: graphs.CudaRecorder(runtime.device))
+        cuda_graphs.apply(trainer, lambda: cuda_graphs.CudaRecorder(runtime.device))
     return trainer
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from gancli.checkpoint import Checkpoints
+from gancli.training.checkpoint import Checkpoints
 
 
 def leaves(value: object, name: str = "") -> dict[str, object]:

@@ -13,7 +13,7 @@ sys.path.insert(0, str(TESTS))
 
 from test_trainer import losses_of, settings_for  # noqa: E402
 
-from gancli.train import assemble  # noqa: E402
+from gancli.commands.train import assemble  # noqa: E402
 
 golden = {}
 for update in ("simultaneous", "alternating"):

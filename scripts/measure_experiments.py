@@ -27,8 +27,8 @@ import tempfile
 from collections import defaultdict
 from pathlib import Path
 
-from gancli.pictures import png
-from gancli.plots import BLUE, RED, drawn, figure
+from gancli.reporting.image_grids import png
+from gancli.reporting.plots import BLUE, RED, drawn, figure
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "experiments.json"

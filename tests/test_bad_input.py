@@ -14,7 +14,7 @@ import torch
 from conftest import TINY
 
 RUN = [*TINY, "hydra.run.dir=run"]
-LAW = ["dataset=law_1d", "network=mlp"]
+LAW = ["dataset=distribution_1d", "network=mlp"]
 
 TRAIN = {  # overrides -> what the error must name
     "unknown loss": (["loss=hing"], "loss=hing: no such choice; did you mean hinge?"),
@@ -73,17 +73,17 @@ TRAIN = {  # overrides -> what the error must name
     "unknown action": (["watch.action=halt"], "watch.action=halt: expected one of warn, stop, rollback"),
     "a factor that raises": (["watch.lower_lr=2"], "watch.lower_lr=2"),
     "a formula without its inner quotes": (
-        [*LAW, "law@dataset.law=expression", "dataset.law.cdf=1 - exp(-x**2)"],
-        "dataset.law.cdf=1 - exp(-x**2): not readable; quote such a value twice, once for the shell: "
-        "\"dataset.law.cdf='1 - exp(-x**2)'\"",
+        [*LAW, "distribution@dataset.distribution=expression", "dataset.distribution.cdf=1 - exp(-x**2)"],
+        "dataset.distribution.cdf=1 - exp(-x**2): not readable; quote such a value twice, once for the shell: "
+        "\"dataset.distribution.cdf='1 - exp(-x**2)'\"",
     ),
     "a formula of something else": (
-        [*LAW, "law@dataset.law=expression", "dataset.law.cdf='1 - foo(x)'"],
-        "dataset.law.cdf=1 - foo(x): holds foo(x), which is no arithmetic",
+        [*LAW, "distribution@dataset.distribution=expression", "dataset.distribution.cdf='1 - foo(x)'"],
+        "dataset.distribution.cdf=1 - foo(x): holds foo(x), which is no arithmetic",
     ),
     "a table that is not there": (
-        [*LAW, "law@dataset.law=table", "dataset.law.path=nowhere.txt"],
-        "dataset.law.path=nowhere.txt: not readable as a table of numbers",
+        [*LAW, "distribution@dataset.distribution=table", "dataset.distribution.path=nowhere.txt"],
+        "dataset.distribution.path=nowhere.txt: not readable as a table of numbers",
     ),
     "a list that is not closed": (["penalty=[r1"], "penalty=[r1: not readable; are its brackets and quotes closed?"),
     "unknown augmentation": (["augment=difaugment"], "did you mean diffaugment?"),

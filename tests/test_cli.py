@@ -165,7 +165,7 @@ def test_a_loss_of_ones_own_needs_a_class_and_a_yaml(cli, tmp_path, monkeypatch)
 
 
 def test_two_processes_do_not_train_in_one_folder(cli, tmp_path):
-    from gancli.run_folder import locked
+    from gancli.training.run_folder import locked
 
     with locked(tmp_path / "run"):
         result = cli("train", *TINY, "hydra.run.dir=run")

@@ -12,18 +12,20 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from PIL import Image
 
-from gancli import config, run_folder, train
+from gancli import config
+from gancli.commands import train
 from gancli.config import build, config_dir
 from gancli.datasets import stacked_mnist, torchvision_sets
-from gancli.runtime import seeded
+from gancli.device import seeded
+from gancli.training import run_folder
 
 GROUPS = sorted(p.name for p in config_dir().iterdir() if p.is_dir() and p.name != "hydra")
 FILES = sorted(str(p.relative_to(config_dir())) for p in config_dir().rglob("*.yaml"))
 NEEDED = {  # values that a user must give, and data sets that a test must not download
     "dataset/folder.yaml": ["dataset.path=nowhere"],
     "experiment/folder64.yaml": ["dataset.path=nowhere"],
-    "law/expression.yaml": ["dataset.law.cdf='1/(1+exp(-x))'"],
-    "law/table.yaml": ["dataset.law.path=nowhere"],
+    "distribution/expression.yaml": ["dataset.distribution.cdf='1/(1+exp(-x))'"],
+    "distribution/table.yaml": ["dataset.distribution.path=nowhere"],
 }
 
 
@@ -40,8 +42,8 @@ def composed(*overrides, name="train"):
 def override_for(file):
     group, name = file.removesuffix(".yaml").rsplit("/", 1)
     extra = NEEDED.get(file, [])
-    if group == "law":
-        return ["dataset=law_1d", f"law@dataset.law={name}", "network=mlp", *extra]
+    if group == "distribution":
+        return ["dataset=distribution_1d", f"distribution@dataset.distribution={name}", "network=mlp", *extra]
     if group == "schedule":
         keys = yaml.safe_load((config_dir() / file).read_text())
         given = [f"optimizer.generator.lr.{key}=1e-4" for key, value in keys.items() if value == "???"]
@@ -55,13 +57,13 @@ def override_for(file):
 
 @pytest.mark.parametrize("file", [f for f in FILES if "/" in f and not f.startswith("hydra")])
 def test_every_choice_composes_and_each_key_is_taken_by_the_class_it_is_for(file):
-    config.check(composed(*override_for(file)), train.PLAIN)
+    config.check(composed(*override_for(file)), train.SCHEMA)
 
 
 def test_a_key_that_nothing_reads_is_noticed():
     settings = composed("+train.colour=3")
     with pytest.raises(config.UserError, match=r"train\.colour: .* has no such setting"):
-        config.check(settings, train.PLAIN)
+        config.check(settings, train.SCHEMA)
 
 
 def test_top_level_keys_are_read():
@@ -70,7 +72,7 @@ def test_top_level_keys_are_read():
     source = "".join(Path(module.__file__).read_text() for module in (train, run_folder))
     used = re.findall(r'settings\["(\w+)"\]', source)
     assert sections <= set(used), sections - set(used)
-    assert set(settings) - sections == set(train.PLAIN)
+    assert set(settings) - sections == set(train.SCHEMA)
 
 
 @pytest.mark.parametrize("file", FILES)

@@ -110,7 +110,7 @@ def test_no_room_has_grown_past_300_lines():
 def test_the_training_step_reads_on_one_screen():
     import inspect
 
-    from gancli.trainer import Trainer
+    from gancli.training.trainer import Trainer
     from gancli.updates import Simultaneous
 
     assert len(inspect.getsource(Trainer.train_step).splitlines()) < 40

@@ -8,11 +8,11 @@ import torch
 from conftest import TINY
 from torch import Tensor, nn
 
-from gancli.game import Game, Scored
+from gancli.device import Stream, seeded
+from gancli.game import DiscriminatorOutput, Game
 from gancli.losses import NonSaturating
 from gancli.networks.base import Discriminator, Generator
 from gancli.penalties import DRAGAN, R1, R2, WGANGP, Consensus, Penalty, Roth
-from gancli.runtime import Stream, seeded
 from gancli.schedules import Linear
 
 EVERY = [R1, R2, WGANGP, DRAGAN, Roth]
@@ -67,9 +67,9 @@ def batches() -> tuple[Tensor, Tensor]:
     return torch.randn(BATCH, *SHAPE, generator=rng), 2 * torch.randn(BATCH, *SHAPE, generator=rng) + 1
 
 
-def scored(game: Game, labels: Tensor | None = None) -> tuple[Scored, Scored]:
+def scored(game: Game, labels: Tensor | None = None) -> tuple[DiscriminatorOutput, DiscriminatorOutput]:
     real, fake = batches()
-    return game.score(real, labels), game.score(fake, labels)
+    return game.discriminate_detached(real, labels), game.discriminate_detached(fake, labels)
 
 
 @pytest.mark.parametrize("make", [R1, R2, WGANGP, DRAGAN])
@@ -156,12 +156,12 @@ def test_points_are_in_one_graph_with_the_generator_only_where_the_fakes_are(mak
     scale = nn.Parameter(torch.ones(()))
     game.weights["generator"], (real, fake) = [scale], batches()
     inputs = real.requires_grad_()
-    whole = Scored(scale * fake, game.judge(scale * fake, None))
-    value = make(weight=1.0)(Scored(inputs, game.judge(inputs, None)), whole, game, None).mean()
+    whole = DiscriminatorOutput(scale * fake, game.discriminate(scale * fake, None))
+    value = make(weight=1.0)(DiscriminatorOutput(inputs, game.discriminate(inputs, None)), whole, game, None).mean()
     assert torch.autograd.grad(value, scale)[0] != 0
     if make is WGANGP:
-        cut = game.score(scale * fake, None)
-        value = make(weight=1.0)(game.score(real, None), cut, game, None).mean()
+        cut = game.discriminate_detached(scale * fake, None)
+        value = make(weight=1.0)(game.discriminate_detached(real, None), cut, game, None).mean()
         assert torch.autograd.grad(value, (scale, cut.inputs), allow_unused=True) == (None, None)
 
 

@@ -8,21 +8,21 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from gancli.device import seeded
 from gancli.priors import Gaussian, InverseCDF, Prior, TruncatedGaussian, Uniform
-from gancli.runtime import seeded
 
 COUNT, DIM = 8000, 5
 
 
 class Exponential:
-    """A law by its inverse CDF alone."""
+    """A distribution by its inverse CDF alone."""
 
     def inverse_cdf(self, uniform: Tensor) -> Tensor:
         return -torch.log1p(-uniform.double())
 
 
 def exponential(*, dim: int = 1) -> InverseCDF:
-    return InverseCDF(law=Exponential(), dim=dim)  # type: ignore[arg-type]
+    return InverseCDF(distribution=Exponential(), dim=dim)  # type: ignore[arg-type]
 
 
 PRIORS: dict[str, tuple[Any, dict[str, Any], Any]] = {
@@ -40,23 +40,23 @@ def make(name: str, dim: int = DIM) -> Prior:
 
 
 def middle(name: str, truncation: float) -> tuple[float, float]:
-    """What of the law stays, as an interval of values."""
-    law = PRIORS[name][2]
+    """What of the distribution stays, as an interval of values."""
+    distribution = PRIORS[name][2]
     if name in ("gaussian", "truncated"):
-        low, high = law.support()
+        low, high = distribution.support()
         return max(low, -truncation), min(high, truncation)
-    return law.ppf(0.5 - truncation / 2), law.ppf(0.5 + truncation / 2)
+    return distribution.ppf(0.5 - truncation / 2), distribution.ppf(0.5 + truncation / 2)
 
 
 @every_prior
 def test_noise_follows_its_law(name: str) -> None:
-    noise, law = make(name).sample(COUNT, seeded(name)), PRIORS[name][2]
+    noise, distribution = make(name).sample(COUNT, seeded(name)), PRIORS[name][2]
     assert noise.shape == (COUNT, DIM)
     assert noise.dtype == torch.float32
     error = 5 / math.sqrt(COUNT)  # of the mean, in standard deviations
-    assert noise.mean(0).numpy() == pytest.approx(law.mean(), rel=0, abs=error * law.std())
-    assert noise.std(0).numpy() == pytest.approx(law.std(), rel=0.06)
-    assert stats.kstest(noise.flatten().double().numpy(), law.cdf).pvalue > 1e-3
+    assert noise.mean(0).numpy() == pytest.approx(distribution.mean(), rel=0, abs=error * distribution.std())
+    assert noise.std(0).numpy() == pytest.approx(distribution.std(), rel=0.06)
+    assert stats.kstest(noise.flatten().double().numpy(), distribution.cdf).pvalue > 1e-3
 
 
 @every_prior
@@ -75,9 +75,11 @@ def test_truncation_keeps_the_middle_of_the_law(name: str, truncation: float) ->
     slack = 1e-6 * max(abs(low), 1)
     assert noise.min() >= low - slack
     assert noise.max() <= high + 1e-6 * max(high if math.isfinite(high) else 0, 1)
-    law = PRIORS[name][2]
-    below, above = law.cdf(low), law.cdf(high)
-    assert stats.kstest(noise.flatten().numpy(), lambda x: (law.cdf(x) - below) / (above - below)).pvalue > 1e-3
+    distribution = PRIORS[name][2]
+    below, above = distribution.cdf(low), distribution.cdf(high)
+    assert (
+        stats.kstest(noise.flatten().numpy(), lambda x: (distribution.cdf(x) - below) / (above - below)).pvalue > 1e-3
+    )
 
 
 @pytest.mark.parametrize("truncation", [2.0, 3.0, 4.0])
@@ -175,10 +177,10 @@ def test_between_treats_each_row_of_a_batch_on_its_own() -> None:
 
 def test_stratified_noise_has_one_number_from_each_part_and_independent_coordinates() -> None:
     prior = Uniform(dim=2, low=-1.0, high=3.0, stratified=True)
-    shares = (prior.batch(1000, seeded("strata")) + 1) / 4
+    shares = (prior.sample_batch(1000, seeded("stratified_uniform")) + 1) / 4
     for column in shares.T:
         assert torch.equal((column * 1000).long().clamp(max=999).unique(), torch.arange(1000))
     assert abs(torch.corrcoef(shares.T)[0, 1]) < 0.1
-    first = torch.stack([prior.batch(4, seeded("strata", n))[0, 0] for n in range(2000)])
+    first = torch.stack([prior.sample_batch(4, seeded("stratified_uniform", n))[0, 0] for n in range(2000)])
     assert stats.kstest(first, stats.uniform(-1, 4).cdf).pvalue > 1e-3, "each number alone is uniform"
     assert torch.equal(prior.sample(8, seeded(0)), Uniform(dim=2, low=-1.0, high=3.0).sample(8, seeded(0)))

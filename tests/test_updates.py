@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from gancli import losses
-from gancli.game import Game, Scored
+from gancli.game import Game, DiscriminatorOutput
 from gancli.losses import Loss
 from gancli.networks.base import Discriminator, Generator
 from gancli.networks.dcgan import DCGANDiscriminator, DCGANGenerator
 from gancli.networks.mlp import MLPDiscriminator, MLPGenerator
 from gancli.networks.resnet import ResNetDiscriminator, ResNetGenerator
 from gancli.penalties import R1, R2, WGANGP, Penalty
-from gancli.runtime import Stream, seeded
-from gancli.updates import Alternating, Simultaneous, Stage
+from gancli.device import Stream, seeded
+from gancli.updates import Alternating, Simultaneous, PlayerUpdate
 
 BATCH, LATENT, SHAPE, CLASSES = 6, 5, (1, 16, 16), 3
 SMALL = {"channels": 4, "max_channels": 8}
@@ -118,7 +118,7 @@ def two_pass(
     return list(by_d), list(by_g), values
 
 
-def one_stage(game: Game, samples: Tensor, labels: Tensor | None = None, *, step: int = 0) -> Stage:
+def one_stage(game: Game, samples: Tensor, labels: Tensor | None = None, *, step: int = 0) -> PlayerUpdate:
     (stage,) = Simultaneous().stages(game, lambda k: (samples, labels), step=step, progress=0.5)
     return stage
 
@@ -179,7 +179,7 @@ def test_a_penalty_that_is_not_due_takes_no_part() -> None:
 class Drift(Penalty):
     """Of the user's own, on the fake logits themselves, so that D's gradient is no longer the loss's alone."""
 
-    def __call__(self, real: Scored, fake: Scored, game: Game, labels: Tensor | None) -> Tensor:
+    def __call__(self, real: DiscriminatorOutput, fake: DiscriminatorOutput, game: Game, labels: Tensor | None) -> Tensor:
         return fake.logits.square()
 
 
@@ -268,13 +268,13 @@ class Tapped(Discriminator):
 
     def __init__(self, inner: Discriminator, shift: float = 0.0, per_sample: bool = True) -> None:
         super().__init__(image_shape=SHAPE)
-        self.inner, self.shift, self.alone = inner, shift, per_sample
+        self.inner, self.shift, self.world_size == 1 = inner, shift, per_sample
         self.calls: list[tuple[Tensor, Tensor | None]] = []
         self.backwards: list[list[int]] = []
 
     @property
     def per_sample(self) -> bool:
-        return self.alone
+        return self.world_size == 1
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         self.calls.append((x.detach(), labels))
@@ -401,7 +401,7 @@ def test_alternating_wants_a_step_of_the_discriminator() -> None:
 
 
 @pytest.mark.parametrize("update", [Simultaneous, Alternating])
-def test_labels_reach_both_players(update: Callable[[], Simultaneous | Alternating]) -> None:
+def test_labels_reach_player_both(update: Callable[[], Simultaneous | Alternating]) -> None:
     generator, inner = family("mlp", CLASSES)
     d, given = Tapped(inner), []
     generator.register_forward_pre_hook(lambda _, arguments: given.append(arguments[1]))

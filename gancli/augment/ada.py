@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gancli.augment.base import ImageAugment, each, one_of, outside
 from gancli.augment.sampling import mapped
+from gancli.errors import SettingError
 from gancli.schedules import Schedule
 
 
@@ -47,12 +48,12 @@ class ADA(ImageAugment):
     ) -> None:
         super().__init__(kinds=kinds, strength=strength)
         if not 0.0 < limit <= 1.0:
-            raise ValueError(f"limit={limit}: a probability, above 0 and at most 1")
+            raise SettingError(f"limit={limit}: a probability, above 0 and at most 1")
         if not -1.0 < target < 1.0:
-            raise ValueError(f"target={target}: a mean of signs, between -1 and 1")
+            raise SettingError(f"target={target}: a mean of signs, between -1 and 1")
         for name, value in {"speed": speed, "interval": interval}.items():
             if value < 1:
-                raise ValueError(f"{name}={value}: at least 1")
+                raise SettingError(f"{name}={value}: at least 1")
         self.limit, self.target, self.speed, self.interval = limit, target, speed, interval
         if strength is None:
             self.p = torch.zeros(())
@@ -71,14 +72,14 @@ class ADA(ImageAugment):
             self.p = moved.clamp(0.0, self.limit)
             self._signs, self._images, self._batches = torch.zeros_like(self._signs), 0, 0
 
-    def state(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         if not isinstance(self.p, Tensor):
             return {}
         counts = {"images": torch.tensor(self._images), "batches": torch.tensor(self._batches)}
         return {"p": self.p, "signs": self._signs, **counts}
 
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        super().load_state(state)
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        super().load_state_dict(state)
         if state:
             self.p, self._signs = state["p"], state["signs"]
             self._images, self._batches = int(state["images"]), int(state["batches"])

@@ -15,6 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from gancli.errors import SettingError, UserError
 from gancli.schedules import Schedule, at
 
 
@@ -46,14 +47,14 @@ class Augment(ABC):
     def __call__(self, images: Tensor, uniform: Tensor) -> Tensor:
         """images (B, C, H, W) in [-1, 1], uniform (B, draws) in [0, 1) on the same device -> (B, C, H, W)."""
 
-    def state(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """What a checkpoint has to keep."""
         return {}
 
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Goes on where `state` was taken. Raises ValueError where it is another augmentation's."""
-        if state.keys() != self.state().keys():
-            raise ValueError(f"augment: the saved state has {sorted(state)}, expected {sorted(self.state())}")
+        if state.keys() != self.state_dict().keys():
+            raise ValueError(f"augment: the saved state has {sorted(state)}, expected {sorted(self.state_dict())}")
 
     @property
     @abstractmethod
@@ -87,10 +88,10 @@ class ImageAugment(Augment):
     def __init__(self, *, kinds: Sequence[str], strength: float | Schedule | None) -> None:
         if not kinds or len(set(kinds)) < len(kinds) or not set(kinds) <= set(self.columns):
             known = ", ".join(self.columns)
-            raise ValueError(f"kinds={list(kinds)}: some of {known}, each once; augment=none for none of them")
+            raise SettingError(f"kinds={list(kinds)}: some of {known}, each once; augment=none for none of them")
         for value in () if strength is None else (at(strength, 0.0), at(strength, 1.0)):
             if not 0.0 <= value <= 1.0:
-                raise ValueError(f"strength={value}: a probability, from 0 to 1")
+                raise SettingError(f"strength={value}: a probability, from 0 to 1")
         self.kinds = [kind for kind in self.columns if kind in kinds]
         self.draws = sum(self.columns[kind] for kind in self.kinds)
         self.schedule = strength
@@ -102,7 +103,10 @@ class ImageAugment(Augment):
 
     def draws_for(self, shape: Sequence[int]) -> int:
         if len(shape) != 3:
-            raise ValueError(f"{type(self).__name__} needs images, these samples are of shape {tuple(shape)}")
+            kind = type(self).__name__
+            raise UserError(
+                f"augment: {kind} needs images, these samples are of shape {tuple(shape)}; use augment=none"
+            )
         return self.draws
 
     @property

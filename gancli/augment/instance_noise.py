@@ -1,4 +1,4 @@
-"""Instance noise: both laws smeared out, so that they overlap and the discriminator has a slope everywhere."""
+"""Instance noise: both distributions smeared out, so that they overlap and the discriminator has a slope everywhere."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gancli.augment.base import Augment
+from gancli.errors import SettingError
 from gancli.schedules import Schedule, at
 
 
@@ -24,7 +25,7 @@ class InstanceNoise(Augment):
     def __init__(self, *, std: float | Schedule = 0.1) -> None:
         for value in (at(std, 0.0), at(std, 1.0)):
             if value < 0:
-                raise ValueError(f"std={value}: 0 or more")
+                raise SettingError(f"std={value}: 0 or more")
         self.schedule = std
         self.prepare(0.0)
 

@@ -1,24 +1,29 @@
-"""What every data set offers, and the two ways to offer it: stored images, or a law to draw from."""
+"""What every data set offers, and the two ways to offer it: stored images, or a distribution to draw from."""
 
 from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from gancli.datasets.ahead import Ahead
-from gancli.runtime import seeded
-
-if TYPE_CHECKING:
-    from gancli.laws import Law
-    from gancli.metrics.base import Samples
+from gancli.datasets.prefetch import Prefetcher
+from gancli.distributions import Distribution
+from gancli.errors import require_at_least
+from gancli.randomness import seeded
 
 Batch = tuple[Tensor, Tensor | None]
 Split = Literal["train", "holdout"]
+
+
+class DatasetInfo(NamedTuple):
+    """What the settings of a data set tell before it is read. num_classes: None where only the data tells."""
+
+    shape: tuple[int, ...]
+    num_classes: int | None
 
 
 class Dataset(ABC):
@@ -27,15 +32,23 @@ class Dataset(ABC):
     shape: (C, H, W) of an image or (dims,) of a point.
     num_classes: number of classes, 0 where the data is unlabelled.
     mode_shares: (K,) probability of each mode where modes can be counted, else None.
-    law: of points on the line, else None.
+    distribution: of points on the line, else None.
     resize: what was done to the size of the images when they were read.
     """
 
     shape: tuple[int, ...]
     num_classes: int = 0
     mode_shares: Tensor | None = None
-    law: Law | None = None
+    distribution: Distribution | None = None
     resize: str = "none"
+
+    @classmethod
+    def describe(cls, **settings: Any) -> DatasetInfo | None:
+        """Returns what the constructor's settings tell without reading data; None where they tell nothing.
+
+        Raises SettingError for settings that are wrong whatever the data.
+        """
+        return None
 
     @abstractmethod
     def __len__(self) -> int:
@@ -67,15 +80,17 @@ class Dataset(ABC):
         """At most `count` uint8 images and int64 labels for a classifier to learn. Raises ValueError without labels."""
         raise ValueError("the data set has no labels")
 
-    def modes_of(self, samples: Samples) -> tuple[Tensor, Tensor]:
+    def modes_of(self, data: Tensor, logits: Tensor | None) -> tuple[Tensor, Tensor]:
         """The mode (n,) of each sample that has one, and whether it is of high quality (n,) bool.
+
+        data: (N, *shape). logits: (N, K) of a classifier, for images.
 
         Raises ValueError where modes cannot be counted (`mode_shares` None).
         """
         raise ValueError("the modes of this data set cannot be counted")
 
     def density(self, points: Tensor) -> Tensor | None:
-        """Density (N,) of the true law at points (N, dims), or None where it is not known."""
+        """Density (N,) of the true distribution at points (N, dims), or None where it is not known."""
         return None
 
     def to(self, device: torch.device) -> Dataset:
@@ -116,14 +131,14 @@ def to_bytes(images: Tensor) -> Tensor:
 def subset(length: int, count: int) -> Tensor:
     """At most `count` indices below `length`, always the same, in order: (n,).
 
-    Drawn, since every k-th sample of a file may have something in common (of MNIST's it has).
+    SyntheticDataset, since every k-th sample of a file may have something in common (of MNIST's it has).
     """
     if count >= length:
         return torch.arange(length)
     return torch.randperm(length, generator=seeded("subset", length))[:count].sort().values
 
 
-class Images(Dataset):
+class ImageDataset(Dataset):
     """Images kept as one uint8 tensor (N, C, H, W), in memory or memory-mapped.
 
     labels: (N,) int64 or None. train, held: the rows to train on and those held out. limit: train on that
@@ -144,8 +159,7 @@ class Images(Dataset):
         limit: int | None = None,
         flip: bool = False,
     ) -> None:
-        if limit is not None and limit < 1:
-            raise ValueError(f"limit={limit}: at least 1 image, or null for all")
+        require_at_least(1, limit=limit)
         self.images, self.labels = images, labels
         self.known, self.held = train, held
         self.train = train if limit is None else train[subset(len(train), limit)]
@@ -153,7 +167,7 @@ class Images(Dataset):
         self.num_classes = num_classes
         self.flip = flip
         self.device = torch.device("cpu")
-        self._ahead: dict[tuple[int, int, int], Ahead] = {}
+        self._prefetchers: dict[tuple[int, int, int], Prefetcher] = {}
 
     def __len__(self) -> int:
         return len(self.train)
@@ -167,9 +181,9 @@ class Images(Dataset):
         read = None
         if self.images.nbytes > self.resident_bytes:
             key = (size, seed, world_size)
-            if key not in self._ahead:
-                self._ahead[key] = Ahead(self.images, rows)
-            read = self._ahead[key](step, rank)
+            if key not in self._prefetchers:
+                self._prefetchers[key] = Prefetcher(self.images, rows)
+            read = self._prefetchers[key](step, rank)
         images, labels = self._gather(rows(step, rank), read)
         if self.flip:
             mirrored = torch.rand(size, generator=seeded(seed, "flip", step)) < 0.5
@@ -195,7 +209,7 @@ class Images(Dataset):
         rows = rows[subset(len(rows), count)]
         return self.images[rows.to(self.images.device)].cpu(), self.labels[rows]
 
-    def to(self, device: torch.device) -> Images:
+    def to(self, device: torch.device) -> ImageDataset:
         self.device = device
         if device.type != "cpu" and self.images.nbytes <= self.resident_bytes:
             self.images = self.images.to(device)
@@ -211,8 +225,8 @@ class Images(Dataset):
         return images, None if self.labels is None else self.labels[rows].to(self.device, non_blocking=True)
 
 
-class Drawn(Dataset):
-    """A law: every training sample is drawn afresh, from a generator of (seed, step).
+class SyntheticDataset(Dataset):
+    """A distribution: every training sample is drawn afresh, from a generator of (seed, step).
 
     most_drawn: samples of a reference at most.
     """
@@ -221,6 +235,11 @@ class Drawn(Dataset):
 
     def __init__(self) -> None:
         self.device = torch.device("cpu")
+
+    @classmethod
+    def describe(cls, **settings: Any) -> DatasetInfo | None:
+        dataset = cls(**settings)
+        return DatasetInfo(dataset.shape, dataset.num_classes)
 
     def __len__(self) -> int:
         return sys.maxsize
@@ -234,7 +253,7 @@ class Drawn(Dataset):
         return self.draw(count, rng)
 
     def draw_holdout(self, count: int, rng: torch.Generator) -> Batch:
-        """The same from what training never sees; a law itself has no other part."""
+        """The same from what training never sees; a distribution itself has no other part."""
         return self.draw(count, rng)
 
     def batch(self, step: int, *, size: int, seed: int, rank: int = 0, world_size: int = 1) -> Batch:
@@ -256,6 +275,6 @@ class Drawn(Dataset):
         data, labels = draw(min(count, self.most_drawn), seeded(0, "reference", split))
         return to_bytes(data) if data.ndim == 4 else data, labels
 
-    def to(self, device: torch.device) -> Drawn:
+    def to(self, device: torch.device) -> SyntheticDataset:
         self.device = device
         return self

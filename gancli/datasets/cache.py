@@ -29,7 +29,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
-from gancli.checkpoint import write_whole
+from gancli.atomic_files import atomic_write
 from gancli.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -156,7 +156,7 @@ class Source:
         rows = dict(zip(self.names, _each(look, self.names), strict=True))
         root.mkdir(parents=True, exist_ok=True)
         if rows != known:
-            write_whole(index, json.dumps(rows).encode())
+            atomic_write(index, json.dumps(rows).encode())
         return {name: str(row[2]) for name, row in rows.items()}
 
 
@@ -215,7 +215,7 @@ def _build(source: Source, decoding: Decoding, folder: Path) -> None:
                 else:
                     names.append(name)
                     file.write(array.tobytes())
-        write_whole(temporary / "meta.json", json.dumps({"names": names, "unreadable": bad}).encode())
+        atomic_write(temporary / "meta.json", json.dumps({"names": names, "unreadable": bad}).encode())
         if folder.exists() and not _whole(folder, decoding):
             with contextlib.suppress(FileNotFoundError):  # another run was quicker
                 os.rename(folder, broken)

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from gancli.datasets.base import Images
-from gancli.errors import UserError
-from gancli.runtime import seeded
+from gancli.datasets.base import DatasetInfo, ImageDataset
+from gancli.errors import UserError, require_at_least
+from gancli.randomness import seeded
 
 
-class Digits(Images):
+class Digits(ImageDataset):
     """1,797 digits of 8x8 pixels in 17 shades, ten classes (Alpaydin & Kaynak, UCI, 1998).
 
-    Every tenth, in a fixed order, is held out. limit, flip: see `Images`. Raises UserError where
+    Every tenth, in a fixed order, is held out. limit, flip: see `ImageDataset`. Raises UserError where
     scikit-learn lacks the file, ValueError.
     """
+
+    @classmethod
+    def describe(cls, *, limit: int | None = None, **settings: Any) -> DatasetInfo:
+        require_at_least(1, limit=limit)
+        return DatasetInfo((1, 8, 8), 10)
 
     def __init__(self, *, limit: int | None = None, flip: bool = False) -> None:
         spec = find_spec("sklearn")  # found, not imported: that would take seconds

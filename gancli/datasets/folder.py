@@ -5,27 +5,27 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from gancli.datasets.base import Images
+from gancli.datasets.base import DatasetInfo, ImageDataset
 from gancli.datasets.cache import Decoding, Source, decoded
-from gancli.errors import UserError
-from gancli.runtime import seeded
+from gancli.errors import SettingError, UserError, require_at_least
+from gancli.randomness import seeded
 
 log = logging.getLogger(__name__)
 HELD = ("test", "val", "valid", "validation")
 
 
-class Folder(Images):
+class Folder(ImageDataset):
     """Images of a folder or zip, however nested, at one size.
 
     resolution: pixels of a side, or [height, width]. channels: 1 grey, 3 RGB. fit: see `Decoding`.
     labels: the top folders are classes. holdout: share held out, where there are no folders `train` and
     `test` (or `val`) that say so themselves. unreadable: skip such files, or fail. limit, flip: see
-    `Images`. cache: where decoded pictures are kept. Raises UserError, ValueError.
+    `ImageDataset`. cache: where decoded pictures are kept. Raises UserError, ValueError.
     """
 
     def __init__(
@@ -42,8 +42,7 @@ class Folder(Images):
         flip: bool = False,
         cache: str = "~/.cache/gancli",
     ) -> None:
-        if not 0 < holdout < 1:
-            raise ValueError(f"holdout={holdout}: a share of the images, above 0 and below 1")
+        self.describe(resolution=resolution, channels=channels, labels=labels, holdout=holdout, limit=limit)
         decoding = Decoding(*_sides(resolution), channels=channels, fit=fit)
         source = Source(Path(path).expanduser())
         images, names = decoded(source, decoding, root=Path(cache).expanduser(), unreadable=unreadable)
@@ -56,8 +55,24 @@ class Folder(Images):
         super().__init__(images, classes, train=train, held=held, num_classes=count, limit=limit, flip=flip)
         self.resize = str(decoding)
 
+    @classmethod
+    def describe(
+        cls,
+        *,
+        resolution: int | list[int] = 64,
+        channels: int = 3,
+        labels: bool = False,
+        holdout: float = 0.1,
+        limit: int | None = None,
+        **settings: Any,
+    ) -> DatasetInfo:
+        if not 0 < holdout < 1:
+            raise SettingError(f"holdout={holdout}: a share of the images, above 0 and below 1")
+        require_at_least(1, limit=limit)
+        return DatasetInfo((channels, *_sides(resolution)), None if labels else 0)
 
-class Pictures(Images):
+
+class Pictures(ImageDataset):
     """Every image of a folder or zip, RGB, none held out: to be measured, not trained on.
 
     resolution: as for `Folder`, or None for the size that all of them have. key: what messages call the path.
@@ -72,12 +87,12 @@ class Pictures(Images):
         self.resize = "none" if resolution is None else str(decoding)
 
 
-class CelebA(Images):
+class CelebA(ImageDataset):
     """CelebA's aligned faces, 178x218 cut to a square (Liu et al., ICCV 2015); unlabelled.
 
     root: holds celeba/img_align_celeba/ or celeba/img_align_celeba.zip, and celeba/list_eval_partition.txt,
     whose test part is held out; without that list every tenth is. download: let torchvision fetch them
-    (it needs the package gdown). limit, flip: see `Images`. Raises UserError.
+    (it needs the package gdown). limit, flip: see `ImageDataset`. Raises UserError.
     """
 
     def __init__(
@@ -90,6 +105,7 @@ class CelebA(Images):
         flip: bool = True,
         cache: str = "~/.cache/gancli",
     ) -> None:
+        self.describe(resolution=resolution, limit=limit)
         base = Path(root).expanduser() / "celeba"
         decoding = Decoding(*_sides(resolution), channels=3, fit="crop")
         images, names = decoded(Source(_faces(base, download)), decoding, root=Path(cache).expanduser())
@@ -101,6 +117,11 @@ class CelebA(Images):
         train = torch.nonzero(~held)[:, 0]
         super().__init__(images, train=train, held=torch.nonzero(held)[:, 0], limit=limit, flip=flip)
         self.resize = str(decoding)
+
+    @classmethod
+    def describe(cls, *, resolution: int = 64, limit: int | None = None, **settings: Any) -> DatasetInfo:
+        require_at_least(1, limit=limit)
+        return DatasetInfo((3, *_sides(resolution)), 0)
 
 
 def _faces(base: Path, download: bool) -> Path:
@@ -125,7 +146,7 @@ def _faces(base: Path, download: bool) -> Path:
 def _sides(resolution: int | Sequence[int]) -> tuple[int, int]:
     sides = (resolution, resolution) if isinstance(resolution, int) else tuple(resolution)
     if len(sides) != 2 or min(sides) < 1:
-        raise ValueError(f"resolution={resolution}: pixels of a side, or [height,width]")
+        raise SettingError(f"resolution={resolution}: pixels of a side, or [height,width]")
     return sides[0], sides[1]
 
 

@@ -1,4 +1,4 @@
-"""Points from laws with a known density: in the plane, and on the line."""
+"""Points from distributions with a known density: in the plane, and on the line."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from math import ceil, pi, sqrt
 import torch
 from torch import Tensor
 
-from gancli.datasets.base import Batch, Drawn
-from gancli.laws import Law, strata
-from gancli.metrics.base import Samples
+from gancli.datasets.base import Batch, SyntheticDataset
+from gancli.distributions import Distribution, stratified_uniform
+from gancli.errors import SettingError
 
 
-class Mixture(Drawn):
+class Mixture(SyntheticDataset):
     """Equal shares of round Gaussians in the plane; a point's label is the index of its centre.
 
     centres: (K, 2) float32. std: of each coordinate.
@@ -21,7 +21,7 @@ class Mixture(Drawn):
     def __init__(self, centres: Tensor, *, std: float) -> None:
         super().__init__()
         if std <= 0:
-            raise ValueError(f"std={std}: must be above 0")
+            raise SettingError(f"std={std}: must be above 0")
         self.centres, self.std = centres, std
         self.shape, self.num_classes = (2,), len(centres)
         self.mode_shares = torch.full((len(centres),), 1 / len(centres))
@@ -30,8 +30,8 @@ class Mixture(Drawn):
         labels = torch.randint(len(self.centres), (count,), generator=rng)
         return self.centres[labels] + self.std * torch.randn(count, 2, generator=rng), labels
 
-    def modes_of(self, samples: Samples) -> tuple[Tensor, Tensor]:
-        points = samples.data[samples.data.isfinite().all(1)].double()
+    def modes_of(self, data: Tensor, logits: Tensor | None) -> tuple[Tensor, Tensor]:
+        points = data[data.isfinite().all(1)].double()
         distance, index = torch.cdist(points, self.centres.double()).min(1)
         return index, distance < 3 * self.std
 
@@ -50,7 +50,7 @@ class GaussianRing(Mixture):
 
     def __init__(self, *, modes: int = 8, radius: float = 1.0, std: float = 0.01) -> None:
         if modes < 1:
-            raise ValueError(f"modes={modes}: at least 1")
+            raise SettingError(f"modes={modes}: at least 1")
         angles = 2 * pi * torch.arange(modes) / modes
         super().__init__(radius * torch.stack([angles.cos(), angles.sin()], dim=1), std=std)
 
@@ -60,18 +60,18 @@ class GaussianGrid(Mixture):
 
     def __init__(self, *, side: int = 5, spacing: float = 2.0, std: float = 0.05) -> None:
         if side < 1:
-            raise ValueError(f"side={side}: at least 1")
+            raise SettingError(f"side={side}: at least 1")
         line = spacing * (torch.arange(side) - (side - 1) / 2)
         super().__init__(torch.cartesian_prod(line, line), std=std)
 
 
-class SwissRoll(Drawn):
+class SwissRoll(SyntheticDataset):
     """A spiral of one and a half turns in the plane, its outer end at distance 1, with Gaussian noise of `std`."""
 
     def __init__(self, *, std: float = 0.02) -> None:
         super().__init__()
         if std <= 0:
-            raise ValueError(f"std={std}: must be above 0")
+            raise SettingError(f"std={std}: must be above 0")
         self.std = std
         self.shape = (2,)
         # The density is a mean over the curve, taken at points closer than the noise is wide: their sum is then
@@ -92,7 +92,7 @@ class SwissRoll(Drawn):
         return self._quadrature.density(points)
 
 
-class Dirac(Drawn):
+class Dirac(SyntheticDataset):
     """All of the data in the point 0 of the line (Mescheder et al., ICML 2018, definition 2.1)."""
 
     def __init__(self) -> None:
@@ -103,25 +103,25 @@ class Dirac(Drawn):
         return torch.zeros(count, 1), None
 
 
-class Law1d(Drawn):
-    """Points (1,) from a law on the line, by the inverse transform method.
+class Distribution1d(SyntheticDataset):
+    """Points (1,) from a distribution on the line, by the inverse transform method.
 
-    stratified: a batch of n has one sample from each n-th of the law.
+    stratified: a batch of n has one sample from each n-th of the distribution.
     """
 
-    law: Law
+    distribution: Distribution
 
-    def __init__(self, *, law: Law, stratified: bool = False) -> None:
+    def __init__(self, *, distribution: Distribution, stratified: bool = False) -> None:
         super().__init__()
-        self.law, self.shape, self.stratified = law, (1,), stratified
+        self.distribution, self.shape, self.stratified = distribution, (1,), stratified
 
     def draw(self, count: int, rng: torch.Generator) -> Batch:
-        return self.law.sample(count, rng)[:, None], None
+        return self.distribution.sample(count, rng)[:, None], None
 
     def draw_batch(self, count: int, rng: torch.Generator) -> Batch:
         if not self.stratified:
             return self.draw(count, rng)
-        return self.law.inverse_cdf(strata(count, rng)).float()[:, None], None
+        return self.distribution.inverse_cdf(stratified_uniform(count, rng)).float()[:, None], None
 
     def density(self, points: Tensor) -> Tensor:
-        return self.law.density(points[:, 0]).float()
+        return self.distribution.density(points[:, 0]).float()

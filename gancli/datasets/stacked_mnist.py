@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from gancli.datasets.base import Batch, Drawn, Split, to_unit
+from gancli.datasets.base import Batch, DatasetInfo, Split, SyntheticDataset, to_unit
 from gancli.datasets.torchvision_sets import load
-from gancli.metrics.base import Samples
 
 _DIGITS = 10
 
 
-class StackedMNIST(Drawn):
+class StackedMNIST(SyntheticDataset):
     """Three random digits as red, green and blue, (3, 28, 28); label 100 r + 10 g + b (Metz et al., ICLR 2017).
 
     The holdout stacks digits of MNIST's test part. root, download: as for MNIST. Raises UserError.
@@ -26,6 +27,10 @@ class StackedMNIST(Drawn):
         shares = torch.bincount(self.digits[1], minlength=_DIGITS).double() / len(self.digits[1])
         self.mode_shares = torch.einsum("r,g,b->rgb", shares, shares, shares).flatten()
 
+    @classmethod
+    def describe(cls, **settings: Any) -> DatasetInfo:
+        return DatasetInfo((3, 28, 28), 1000)
+
     def draw(self, count: int, rng: torch.Generator) -> Batch:
         return _stacked(*self.digits, count, rng)
 
@@ -37,8 +42,9 @@ class StackedMNIST(Drawn):
         images, labels = self.digits if split == "train" else self.holdout_digits
         return images[:count], labels[:count]
 
-    def modes_of(self, samples: Samples) -> tuple[Tensor, Tensor]:
-        digits = samples.logits.view(-1, 3, _DIGITS).argmax(2)
+    def modes_of(self, data: Tensor, logits: Tensor | None) -> tuple[Tensor, Tensor]:
+        assert logits is not None
+        digits = logits.view(-1, 3, _DIGITS).argmax(2)
         index = (digits * torch.tensor([100, 10, 1])).sum(1)
         return index, torch.ones(len(index), dtype=torch.bool)
 

@@ -9,19 +9,34 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from gancli.datasets.base import Images
-from gancli.errors import UserError
+from gancli.datasets.base import DatasetInfo, ImageDataset
+from gancli.errors import UserError, require_at_least
 
 log = logging.getLogger(__name__)
 Name = Literal["MNIST", "FashionMNIST", "KMNIST", "CIFAR10", "CIFAR100", "SVHN"]
 
+_GREY, _RGB = (1, 28, 28), (3, 32, 32)
+_INFO = {
+    "MNIST": DatasetInfo(_GREY, 10),
+    "FashionMNIST": DatasetInfo(_GREY, 10),
+    "KMNIST": DatasetInfo(_GREY, 10),
+    "CIFAR10": DatasetInfo(_RGB, 10),
+    "CIFAR100": DatasetInfo(_RGB, 100),
+    "SVHN": DatasetInfo(_RGB, 10),
+}
 
-class TorchvisionSet(Images):
+
+class TorchvisionSet(ImageDataset):
     """A named data set; its test part is the holdout.
 
-    root: folder of torchvision's data sets. download: fetch what is missing there. limit, flip: see `Images`.
+    root: folder of torchvision's data sets. download: fetch what is missing there. limit, flip: see `ImageDataset`.
     Raises UserError, ValueError.
     """
+
+    @classmethod
+    def describe(cls, *, name: str = "", limit: int | None = None, **settings: Any) -> DatasetInfo | None:
+        require_at_least(1, limit=limit)
+        return _INFO.get(name)
 
     def __init__(
         self,

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,18 +14,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gancli import pictures
-from gancli.checkpoint import write_whole
-from gancli.plots import drawn
-from gancli.runtime import seeded
+from gancli.game import eval_mode
+from gancli.randomness import seeded
+from gancli.reporting import image_grids
+from gancli.reporting.plots import drawn
+from gancli.training.run_folder import RunFolder
+from gancli.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from gancli.trainer import Trainer
-
 log = logging.getLogger(__name__)
-FOLDER = "theory"  # in a run folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,20 +37,15 @@ class Shown:
 
 
 class Run:
-    """A run to look at: the trainer where it stands, and what it logged. Looking changes neither.
+    """A run to look at: the trainer where it stands, and what it logged. Looking changes neither."""
 
-    folder: the run folder.
-    """
-
-    def __init__(self, folder: Path, trainer: Trainer) -> None:
-        self.folder, self.trainer = Path(folder), trainer
+    def __init__(self, folder: RunFolder, trainer: Trainer) -> None:
+        self.folder, self.trainer = folder, trainer
 
     @cached_property
     def rows(self) -> list[dict[str, float]]:
         """Rows of metrics.jsonl, oldest first."""
-        file = self.folder / "metrics.jsonl"
-        lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-        return [json.loads(line) for line in lines if line.endswith("}")]
+        return self.folder.read_metrics()
 
     def series(self, name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Images seen and the scalar `name`, (n,) each, where it was logged."""
@@ -105,23 +97,20 @@ def diagnose(run: Run, diagnostics: Mapping[str, Diagnostic]) -> dict[str, Shown
 def _keep(run: Run, name: str, shown: Shown) -> None:
     from torch.utils.tensorboard import SummaryWriter
 
-    folder, images = run.folder / FOLDER, run.trainer.images
-    folder.mkdir(exist_ok=True)
+    images = run.trainer.images
     about = {"text": shown.text, "images": images, "numbers": dict(shown.numbers)}
-    write_whole(folder / f"{name}.json", json.dumps(about, indent=1).encode())
-    with SummaryWriter(str(run.folder), filename_suffix=f".{name}") as writer:
+    run.folder.write_diagnostic(name, about)
+    with SummaryWriter(str(run.folder.path), filename_suffix=f".{name}") as writer:
         for key, value in shown.numbers.items():
             if not isinstance(value, str):
                 writer.add_scalar(f"theory/{name}/{key}", value, images)
         if shown.figure is not None:
             array = drawn(shown.figure)
-            pictures.write_png(folder / f"{name}.png", array)
+            image_grids.write_png(run.folder.theory / f"{name}.png", array)
             writer.add_image(f"theory/{name}", array, images, dataformats="HWC")
 
 
 def frozen(network: torch.nn.Module, inputs: Tensor, *, batch: int = 4096) -> Tensor:
     """The network's output on `inputs`, in evaluation mode and without gradients, on the CPU."""
-    from gancli.game import looking
-
-    with looking(network):
+    with eval_mode(network):
         return torch.cat([network(some).float().cpu() for some in inputs.split(batch)])

@@ -10,8 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from gancli.diagnostics.base import Diagnostic, Run, Shown
-from gancli.monitor import SADDLE_VALUE
-from gancli.plots import BLUE, figure
+from gancli.errors import SettingError
+from gancli.game import SADDLE_VALUE
+from gancli.reporting.plots import BLUE, figure
 
 Verdict = Literal["converges", "cycles", "diverges", "drifts"]
 Series = NDArray[np.float64]
@@ -46,7 +47,7 @@ class Behaviour(Diagnostic):
 
     def __init__(self, *, least: int = 100) -> None:
         if least < 24:
-            raise ValueError(f"least={least}: at least 24")
+            raise SettingError(f"least={least}: at least 24")
         self.least = least
 
     def suits(self, run: Run) -> bool:

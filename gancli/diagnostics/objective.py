@@ -8,9 +8,9 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from gancli.diagnostics.base import Diagnostic, Run, Shown
-from gancli.game import looking
-from gancli.monitor import SADDLE_VALUE, judged, threshold_of
-from gancli.plots import BLUE, GREEN, GREY, RED, figure
+from gancli.errors import SettingError
+from gancli.game import SADDLE_VALUE, decision_threshold, eval_mode, game_statistics
+from gancli.reporting.plots import BLUE, GREEN, GREY, RED, figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,7 +28,7 @@ class Objective(Diagnostic):
 
     def __init__(self, *, count: int = 2_000) -> None:
         if count < 2:
-            raise ValueError(f"count={count}: at least 2")
+            raise SettingError(f"count={count}: at least 2")
         self.count = count
 
     def suits(self, run: Run) -> bool:
@@ -56,16 +56,16 @@ class Objective(Diagnostic):
         real, labels = run.real(self.count, held_out=held_out)
         noise = run.noise(len(real))
         fakes, of_real, of_fake = [], [], []
-        with looking(game.generator), looking(game.discriminator), game.autocast():
+        with eval_mode(game.generator), eval_mode(game.discriminator), game.autocast():
             for rows in torch.arange(len(real), device=real.device).split(250):
                 some = None if labels is None else labels[rows]
                 fakes.append(game.generator(noise[rows], some))
                 of_real.append(game.discriminator(real[rows], some).float())
                 of_fake.append(game.discriminator(fakes[-1], some).float())
         on_real, on_fake = torch.cat(of_real), torch.cat(of_fake)
-        threshold = threshold_of(on_real, on_fake, game.loss)
+        threshold = decision_threshold(on_real, on_fake, game.loss)
         linear = logsigmoid(on_real - threshold).mean() + (threshold - on_fake).sigmoid().mean()
-        return {name: float(value) for name, value in judged(on_real, on_fake, threshold).items()} | {
+        return {name: float(value) for name, value in game_statistics(on_real, on_fake, threshold).items()} | {
             "linear": float(linear)
         }
 

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import logging
 from abc import ABC, abstractmethod
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from gancli.checkpoint import write_whole
+from gancli.atomic_files import read_cached_tensors, write_cached_tensors
 from gancli.datasets.base import Dataset, subset
+from gancli.errors import SettingError
 
 if TYPE_CHECKING:
     from gancli.metrics.features import Features
 
-log = logging.getLogger(__name__)
 Better = Literal["lower", "higher"]
 
 
@@ -58,7 +56,7 @@ class Samples:
         """float32 (N, K) on the CPU. Raises ValueError where the extractor is no classifier."""
         if "logits" not in self._extracted:
             assert self.extractor is not None
-            raise ValueError(f"features={self.extractor.name}: they name no classes; use metric/features=classifier")
+            raise SettingError(f"features={self.extractor.name}: they name no classes; use metric/features=classifier")
         return self._extracted["logits"]
 
     def take(self, count: int) -> Tensor:
@@ -72,10 +70,10 @@ class Samples:
         if self.cache is None:
             return self.extractor(self.data)
         file = self.cache / f"features-{self.hash}-{self.extractor.hash}.pt"
-        found = read_tensors(file)
+        found = read_cached_tensors(file)
         if found is None:
             found = self.extractor(self.data)
-            write_tensors(file, found)
+            write_cached_tensors(file, found)
         return found
 
 
@@ -107,26 +105,3 @@ def digest(*tensors: Tensor) -> str:
         state.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
         state.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return state.hexdigest()
-
-
-def read_tensors(file: Path) -> dict[str, Any] | None:
-    """What `write_tensors` wrote, or None where there is nothing that can be read."""
-    try:
-        found = torch.load(file, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        return None
-    except Exception as error:  # cut short, damaged, or something else altogether: it is made anew
-        log.warning("%s cannot be read and is made anew: %s", file, str(error).partition("\n")[0])
-        return None
-    return found if isinstance(found, dict) else None
-
-
-def write_tensors(file: Path, content: dict[str, Any]) -> None:
-    """Tensors and plain values, whole or not at all; what cannot be kept is computed again the next time."""
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, buffer.getbuffer())
-    except OSError as error:
-        log.warning("%s cannot be kept: %s", file, error)

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from gancli.atomic_files import read_cached_tensors, write_cached_tensors
 from gancli.datasets.base import Dataset, epoch_indices, to_unit
-from gancli.errors import UserError
-from gancli.metrics.base import digest, read_tensors, write_tensors
+from gancli.errors import SettingError, UserError
+from gancli.metrics.base import digest
 from gancli.metrics.features import Features
-from gancli.runtime import seeded
+from gancli.randomness import seeded
 
 log = logging.getLogger(__name__)
 _BATCH = 128
@@ -45,7 +46,7 @@ class Classifier(Features):
     ) -> None:
         for name, value in {"width": width, "images": images, "epochs": epochs}.items():
             if value < 1:
-                raise ValueError(f"{name}={value}: at least 1")
+                raise SettingError(f"{name}={value}: at least 1")
         if not dataset.num_classes:
             raise UserError("metric/features=classifier: the data set has no labels; use metric/features=random")
         pictures, labels = dataset.labelled("train", _MOST)
@@ -54,7 +55,7 @@ class Classifier(Features):
         steps = min(images, epochs * len(pictures)) // _BATCH
         key = digest(pictures, labels, torch.tensor([width, steps]))
         file = Path(cache).expanduser() / f"classifier-{key}.pt"
-        saved = read_tensors(file)
+        saved = read_cached_tensors(file)
         with torch.random.fork_rng(devices=[]):  # whoever asks for a number must not change a training beside it
             torch.default_generator.manual_seed(0)
             self.network = network(pictures.shape[1:], classes, width).to(device)
@@ -67,7 +68,7 @@ class Classifier(Features):
         if saved is None:
             weights = {name: value.cpu() for name, value in self.network.state_dict().items()}
             saved = {"network": weights, "accuracy": self._accuracy(*dataset.labelled("holdout", _MOST))}
-            write_tensors(file, saved)
+            write_cached_tensors(file, saved)
             log.info("its accuracy on the held-out part: %.2f %% (%s)", 100 * saved["accuracy"], file)
         self.accuracy = float(saved["accuracy"])
         self.hash = digest(*self.network.state_dict().values())

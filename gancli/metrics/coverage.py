@@ -7,6 +7,7 @@ from typing import ClassVar
 from torch import Tensor, cdist
 
 from gancli.datasets.base import Dataset
+from gancli.errors import SettingError
 from gancli.metrics.base import Better, Metric, Samples
 
 _ROWS = 1000  # of a distance matrix that are held at once
@@ -24,7 +25,7 @@ class DensityCoverage(Metric):
     def __init__(self, *, neighbours: int = 5, count: int = 10_000) -> None:
         for name, value in {"neighbours": neighbours, "count": count}.items():
             if value < 1:
-                raise ValueError(f"{name}={value}: at least 1")
+                raise SettingError(f"{name}={value}: at least 1")
         self.neighbours, self.count = neighbours, count
 
     def __call__(self, generated: Samples, real: Samples, dataset: Dataset) -> dict[str, float]:

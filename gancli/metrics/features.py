@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from gancli.datasets.base import Dataset, to_unit
-from gancli.errors import UserError
+from gancli.errors import FeaturesUnavailable, SettingError
 from gancli.metrics.base import digest
-from gancli.runtime import seeded
+from gancli.randomness import seeded
 
 log = logging.getLogger(__name__)
 _BATCH = 250
@@ -57,7 +57,7 @@ class Random(Features):
 
     def __init__(self, dataset: Dataset, *, device: torch.device, width: int = 128, seed: int = 0) -> None:
         if width < 4 or width % 4:
-            raise ValueError(f"width={width}: a multiple of 4, for the quarters of an image")
+            raise SettingError(f"width={width}: a multiple of 4, for the quarters of an image")
         with torch.random.fork_rng(devices=[]):  # its layers draw weights, which are not the ones
             self.network = _random_network(dataset.shape, width)
         rng = seeded("random features", seed)
@@ -121,9 +121,9 @@ class Registered(Features):
 
         if extractor not in FEATURE_EXTRACTORS_REGISTRY:
             known = ", ".join(sorted(FEATURE_EXTRACTORS_REGISTRY))
-            raise ValueError(f"extractor={extractor}: torch-fidelity knows {known}")
+            raise SettingError(f"extractor={extractor}: torch-fidelity knows {known}")
         if dataset.shape[0] not in (1, 3):
-            raise ValueError(f"extractor={extractor}: takes grey or RGB images, not {dataset.shape[0]} channels")
+            raise SettingError(f"extractor={extractor}: takes grey or RGB images, not {dataset.shape[0]} channels")
         kind = FEATURE_EXTRACTORS_REGISTRY[extractor]
         path = self._found(extractor, file, weights)
         layers = {use: kind.get_default_feature_layer_for_metric(use) for use in ("fid", "isc")}
@@ -134,7 +134,7 @@ class Registered(Features):
             try:
                 self.network = kind(extractor, self.order, verbose=False, **given).to(device)
             except Exception as error:  # whatever it says of weights that are not its own, or of code that it lacks
-                raise UserError(
+                raise FeaturesUnavailable(
                     f"metric.features.weights={weights}: torch-fidelity cannot make {extractor} of {path}: "
                     f"{str(error).partition(chr(10))[0]}; metric/features=random needs none"
                 ) from None
@@ -148,7 +148,7 @@ class Registered(Features):
     def _found(extractor: str, file: str, weights: str | None) -> Path:
         path = Path(torch.hub.get_dir()) / "checkpoints" / file if weights is None else Path(weights).expanduser()
         if not path.is_file():
-            raise UserError(
+            raise FeaturesUnavailable(
                 f"metric.features.weights={weights}: no weights of {extractor}; put {file} into {path.parent}, "
                 f"or give the path of the file; metric/features=classifier and metric/features=random need none"
             )
@@ -156,7 +156,7 @@ class Registered(Features):
             if not _is_torchscript(path):  # whose programs are not Python's
                 torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
-            raise UserError(
+            raise FeaturesUnavailable(
                 f"metric.features.weights={path}: holds more than weights, or is damaged: "
                 f"{str(error).partition(chr(10))[0]}"
             ) from None

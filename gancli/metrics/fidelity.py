@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 
 from gancli.datasets.base import Dataset
+from gancli.errors import SettingError
 from gancli.metrics.base import Better, Metric, Samples
 from gancli.metrics.features import Features
 
@@ -52,7 +53,7 @@ class KID(Metric):
     def __init__(self, *, subsets: int = 100, subset_size: int = 1000) -> None:
         _at_least_one(subsets=subsets)
         if subset_size < 2:
-            raise ValueError(f"subset_size={subset_size}: at least 2")
+            raise SettingError(f"subset_size={subset_size}: at least 2")
         self.subsets, self.subset_size = subsets, subset_size
 
     def __call__(self, generated: Samples, real: Samples, dataset: Dataset) -> dict[str, float]:
@@ -125,4 +126,4 @@ def frechet(generated: torch.Tensor, real: torch.Tensor) -> float:
 def _at_least_one(**numbers: int) -> None:
     for name, value in numbers.items():
         if value < 1:
-            raise ValueError(f"{name}={value}: at least 1")
+            raise SettingError(f"{name}={value}: at least 1")

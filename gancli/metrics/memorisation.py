@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gancli.datasets.base import Dataset, Split, subset
+from gancli.errors import SettingError
 from gancli.metrics.base import Better, Metric, Samples
 from gancli.metrics.coverage import nearest
 from gancli.metrics.features import Features
@@ -22,7 +23,7 @@ class Memorisation(Metric):
     closer_than_holdout: the chance that a sample lies closer to the training images, all of them, than a held-out
     image does; 0.5 where samples are as new as those, 1 where each is a copy. nearer_to_train: share of samples
     that lie nearer to some training image than to any held-out one, among as many of either; a generator that
-    learned the law, not the data, has 0.5, and so has one that copies images of a set much larger than that.
+    learned the distribution, not the data, has 0.5, and so has one that copies images of a set much larger than that.
     duplicates: share of samples with another sample as near as only 1 % of held-out images have one,
     among as many of either.
     count: samples and held-out images at most.
@@ -36,7 +37,7 @@ class Memorisation(Metric):
 
     def __init__(self, *, count: int = 5_000) -> None:
         if count < 3:
-            raise ValueError(f"count={count}: at least 3, for neighbours")
+            raise SettingError(f"count={count}: at least 3, for neighbours")
         self.count = count
 
     def suits(self, dataset: Dataset, features: Features | None) -> bool:

@@ -1,4 +1,4 @@
-"""For laws whose modes are known: which were found, how often each, and how much lies between them."""
+"""For distributions whose modes are known: which were found, how often each, and how much lies between them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Modes(Metric):
     three digits). It is of high quality within three standard deviations of its Gaussian; a mode is found
     where one such sample is (Srivastava et al., NeurIPS 2017, section 4.1). One stray sample is soon there, so
     modes_held counts those where a hundredth of all samples is of high quality; this and high_quality are of
-    points only. reverse_kl is KL(q || p), q the generated samples' shares and p the law's, in nats (Lin et al.,
+    points only. reverse_kl is KL(q || p), q the generated samples' shares and p the distribution's, in nats (Lin et al.,
     NeurIPS 2018, section 4.1).
     """
 
@@ -32,7 +32,8 @@ class Modes(Metric):
 
     def __call__(self, generated: Samples, real: Samples, dataset: Dataset) -> dict[str, float]:
         assert dataset.mode_shares is not None
-        index, good = dataset.modes_of(generated)
+        logits = generated.logits if len(dataset.shape) == 3 else None
+        index, good = dataset.modes_of(generated.data, logits)
         shares = dataset.mode_shares.double()
         counts = torch.bincount(index, minlength=len(shares)).double()
         hits = torch.bincount(index[good], minlength=len(shares))
@@ -46,7 +47,7 @@ class Modes(Metric):
 
 
 class Line(Metric):
-    """For laws on the line with a known CDF F: distances between F and the samples' own CDF.
+    """For distributions on the line with a known CDF F: distances between F and the samples' own CDF.
 
     ks: sup |F_n - F| (Kolmogorov, 1933), on either side of each sample, where both may jump. wasserstein1: integral
     of |F_n^-1 - F^-1|, at n midpoints.
@@ -55,15 +56,15 @@ class Line(Metric):
     values: ClassVar[dict[str, Better]] = {"ks": "lower", "wasserstein1": "lower"}
 
     def suits(self, dataset: Dataset, features: Features | None) -> bool:
-        return dataset.law is not None
+        return dataset.distribution is not None
 
     def __call__(self, generated: Samples, real: Samples, dataset: Dataset) -> dict[str, float]:
-        assert dataset.law is not None
+        assert dataset.distribution is not None
         x = generated.data[:, 0].double().sort().values
         n = len(x)
         steps = torch.arange(n + 1, dtype=torch.float64) / n
-        before = dataset.law.cdf(torch.nextafter(x, torch.full_like(x, -torch.inf)))
+        before = dataset.distribution.cdf(torch.nextafter(x, torch.full_like(x, -torch.inf)))
         lower, upper = (torch.searchsorted(x, x, right=right).double() / n for right in (False, True))
-        ks = torch.maximum((before - lower).abs(), (dataset.law.cdf(x) - upper).abs()).max()
-        quantiles = dataset.law.inverse_cdf((steps[:-1] + steps[1:]) / 2)
+        ks = torch.maximum((before - lower).abs(), (dataset.distribution.cdf(x) - upper).abs()).max()
+        quantiles = dataset.distribution.inverse_cdf((steps[:-1] + steps[1:]) / 2)
         return {"ks": float(ks), "wasserstein1": float((x - quantiles).abs().mean())}

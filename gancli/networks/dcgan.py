@@ -7,21 +7,20 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from gancli.errors import SettingError
 from gancli.networks.base import Discriminator, Generator
 from gancli.networks.layers import (
-    LabelledNoise,
+    ClassEmbedding,
     Minibatch,
     Norm,
     ProjectionHead,
+    apply_spectral_norm,
     dcgan_,
     he_,
+    make_norm,
     minibatch_layer,
-    spectral,
     stages_for,
     widths_for,
-)
-from gancli.networks.layers import (
-    norm as norm_layer,
 )
 
 _SLOPE = 0.2
@@ -50,16 +49,16 @@ class DCGANGenerator(Generator):
         stages, (height, width) = stages_for(self.image_shape)
         widths = widths_for(max(stages, 2), channels=channels, max_channels=max_channels)[::-1]
         bias = norm == "none"  # normalisation would take it away again
-        self.noise = LabelledNoise(latent_dim, num_classes)
+        self.noise = ClassEmbedding(latent_dim, num_classes)
         self.linear = nn.Linear(self.noise.features, widths[0] * height * width, bias=bias)
         self.coarsest = (widths[0], height, width)
-        layers: list[nn.Module] = [norm_layer(norm, widths[0]), nn.ReLU(inplace=True)]
+        layers: list[nn.Module] = [make_norm(norm, widths[0]), nn.ReLU(inplace=True)]
         for before, after in pairwise(widths):
             if stages == 1:
                 layers += [nn.Conv2d(before, after, 3, padding=1, bias=bias)]
             else:
                 layers += [nn.ConvTranspose2d(before, after, 4, stride=2, padding=1, bias=bias)]
-            layers += [norm_layer(norm, after), nn.ReLU(inplace=True)]
+            layers += [make_norm(norm, after), nn.ReLU(inplace=True)]
         output = nn.ConvTranspose2d(widths[-1], self.image_shape[0], 4, stride=2, padding=1)
         self.stages = nn.Sequential(*layers, output, nn.Tanh())
         if norm == "none":
@@ -103,14 +102,14 @@ class DCGANDiscriminator(Discriminator):
         for before, after in pairwise(widths):
             kernel, stride = (3, 1) if stages == 1 else (4, 2)
             layers += [nn.Conv2d(before, after, kernel, stride=stride, padding=1, bias=norm == "none")]
-            layers += [norm_layer(norm, after), nn.LeakyReLU(_SLOPE, inplace=True)]
+            layers += [make_norm(norm, after), nn.LeakyReLU(_SLOPE, inplace=True)]
         self.stages = he_(nn.Sequential(*layers), slope=_SLOPE)
         features = widths[-1] * height * width
         self.hidden = he_(_hidden(features, hidden), slope=_SLOPE)
         self.minibatch, features = minibatch_layer(minibatch, hidden or features)
         self.head = ProjectionHead(features, num_classes)
         if spectral_norm:
-            spectral(self)
+            apply_spectral_norm(self)
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         logits: Tensor = self.head(self.minibatch(self.hidden(self.stages(x).flatten(1))), labels)
@@ -119,5 +118,5 @@ class DCGANDiscriminator(Discriminator):
 
 def _hidden(features: int, units: int) -> nn.Module:
     if units < 0:
-        raise ValueError(f"hidden={units}: units of a layer, or 0 for none")
+        raise SettingError(f"hidden={units}: units of a layer, or 0 for none")
     return nn.Sequential(nn.Linear(features, units), nn.LeakyReLU(_SLOPE)) if units else nn.Identity()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from gancli.errors import SettingError
 from gancli.networks.base import Discriminator, Generator
 
 
@@ -23,7 +24,7 @@ class DiracGenerator(Generator):
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         return self.theta.expand(len(z), 1)
 
-    def watched(self) -> dict[str, Tensor]:
+    def logged_parameters(self) -> dict[str, Tensor]:
         return {"theta": self.theta.detach()}
 
 
@@ -38,10 +39,10 @@ class DiracDiscriminator(Discriminator):
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         return self.psi * x[:, 0]
 
-    def watched(self) -> dict[str, Tensor]:
+    def logged_parameters(self) -> dict[str, Tensor]:
         return {"psi": self.psi.detach()}
 
 
 def _on_the_line(shape: Sequence[int]) -> None:
     if tuple(shape) != (1,):
-        raise ValueError(f"image_shape={tuple(shape)}: this network is for points on the line; use dataset=dirac")
+        raise SettingError(f"image_shape={tuple(shape)}: this network is for points on the line; use dataset=dirac")

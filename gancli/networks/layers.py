@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.nn.utils import parametrizations
 
-from gancli.distributed import ALONE, team
-from gancli.networks.base import MixesSamples
+from gancli.errors import SettingError
+from gancli.networks.base import CrossSampleLayer
 
 Minibatch = Literal["none", "std", "discrimination"]
 Norm = Literal["batch", "group", "none"]
 Module = TypeVar("Module", bound=nn.Module)
 
 
-def norm(kind: Norm, channels: int) -> nn.Module:
+def make_norm(kind: Norm, channels: int) -> nn.Module:
     """The normalisation layer for maps (B, channels, H, W). Raises ValueError on another kind.
 
     group: at most 32 groups of at least 4 channels (Wu & He, ECCV 2018); one group for less than 8.
@@ -31,37 +31,39 @@ def norm(kind: Norm, channels: int) -> nn.Module:
         return nn.GroupNorm(max(groups, default=1), channels)
     if kind == "none":
         return nn.Identity()
-    raise ValueError(f"norm={kind}: one of batch, group, none")
+    raise SettingError(f"norm={kind}: one of batch, group, none")
 
 
-class BatchNorm2d(nn.BatchNorm2d):
+class BatchNorm2d(CrossSampleLayer, nn.BatchNorm2d):
     """Batch normalisation by the statistics of the whole batch, also where several processes share it.
 
-    Differentiable twice, as penalties on gradients ask for, and on any device, which torch's SyncBatchNorm is not.
+    Twice differentiable, as gradient penalties need, and on any device, which torch's SyncBatchNorm is not.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels, H, W) to the same."""
-        others = team() if self.training else ALONE
-        if others.alone:
+        group = self.active_group
+        if group.world_size == 1:
             return super().forward(x)
-        x, kind = x.float(), x.dtype
-        moments = torch.stack([x.mean((0, 2, 3)), x.square().mean((0, 2, 3))])
-        mean, square = (others.total(moments) / others.size).unbind()
-        var = (square - mean.square()).clamp(min=0)
+        x, dtype = x.float(), x.dtype
+        local_var, local_mean = torch.var_mean(x, (0, 2, 3), unbiased=False)
+        means, variances = group.all_gather(torch.stack([local_mean, local_var])[None]).unbind(1)  # (processes, C)
+        # The variance of all from those of equal parts (Chan et al., 1979): no difference of large squares.
+        mean = means.mean(0)
+        var = (variances + (means - mean).square()).mean(0)
         with torch.no_grad():
             assert self.running_mean is not None and self.running_var is not None
             assert self.num_batches_tracked is not None and self.momentum is not None
-            count = others.size * x.numel() / x.shape[1]
+            count = group.world_size * x.numel() / x.shape[1]
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(var * (count / (count - 1)), self.momentum)
         gain = self.weight * (var + self.eps).rsqrt()
-        shift = self.bias - mean * gain
-        return torch.addcmul(shift[:, None, None], x, gain[:, None, None]).to(kind)
+        normalized = (x - mean[:, None, None]) * gain[:, None, None]
+        return (normalized + self.bias[:, None, None]).to(dtype)
 
 
-def spectral(network: Module) -> Module:
+def apply_spectral_norm(network: Module) -> Module:
     """Divides the weight of each convolution, linear layer and embedding by its largest singular value.
 
     One power iteration per forward pass in training (Miyato et al., ICLR 2018, algorithm 1). To be
@@ -102,10 +104,10 @@ def dcgan_(network: Module) -> Module:
     return network
 
 
-class LabelledNoise(nn.Module):
+class ClassEmbedding(nn.Module):
     """Noise (B, latent_dim), followed by an embedding of the class where there are classes: (B, features).
 
-    The embedding has as many dimensions as the noise and its law, so that neither drowns the other.
+    The embedding has as many dimensions as the noise and its distribution, so that neither drowns the other.
     """
 
     def __init__(self, latent_dim: int, num_classes: int) -> None:
@@ -135,7 +137,7 @@ class ProjectionHead(nn.Module):
         return logits if self.embedding is None else logits + (self.embedding(given(labels)) * h).sum(1)
 
 
-class MinibatchStd(MixesSamples):
+class MinibatchStd(CrossSampleLayer):
     """Appends to maps or features (B, F, ...) how much they vary within `group` samples: (B, F + 1, ...).
 
     One channel with the mean over channels and pixels of their standard deviation (Karras et al., ICLR 2018,
@@ -146,21 +148,21 @@ class MinibatchStd(MixesSamples):
     def __init__(self, *, group: int = 4) -> None:
         super().__init__()
         if group < 1:
-            raise ValueError(f"group={group}: at least 1 sample")
+            raise SettingError(f"group={group}: at least 1 sample")
         self.group = group
 
     def forward(self, h: Tensor) -> Tensor:
-        others = team() if self.training else ALONE
-        whole = others.gathered(h.float())
-        group = max(size for size in range(1, self.group + 1) if len(whole) % size == 0)
-        apart = whole.unflatten(0, (group, -1))
+        processes = self.active_group
+        whole = processes.all_gather(h.float())
+        size = max(size for size in range(1, self.group + 1) if len(whole) % size == 0)
+        grouped = whole.unflatten(0, (size, -1))
         # The small number keeps the square root's derivatives finite for identical samples.
-        std = (apart.var(0, unbiased=False) + 1e-8).sqrt().flatten(1).mean(1)
-        channel = others.mine(std.repeat(group)).to(h.dtype).view(-1, 1, *[1] * (h.ndim - 2))
+        std = (grouped.var(0, unbiased=False) + 1e-8).sqrt().flatten(1).mean(1)
+        channel = processes.local_shard(std.repeat(size)).to(h.dtype).view(-1, 1, *[1] * (h.ndim - 2))
         return torch.cat([h, channel.expand(-1, 1, *h.shape[2:])], dim=1)
 
 
-class MinibatchDiscrimination(MixesSamples):
+class MinibatchDiscrimination(CrossSampleLayer):
     """Appends to features (B, F) the closeness to the other samples: (B, F + kernels).
 
     o(i)_b = sum over j of exp(-|M_ib - M_jb|_1), less the 1 of j = i, where M_i = T h_i has `dims` numbers
@@ -174,8 +176,7 @@ class MinibatchDiscrimination(MixesSamples):
 
     def forward(self, h: Tensor) -> Tensor:
         rows = self.tensor(h).float().unflatten(1, (self.kernels, -1))
-        others = team() if self.training else ALONE
-        distance = (rows[:, None] - others.gathered(rows)).abs().sum(3)
+        distance = (rows[:, None] - self.active_group.all_gather(rows)).abs().sum(3)
         return torch.cat([h, (torch.exp(-distance).sum(1) - 1).to(h.dtype)], dim=1)  # without itself
 
 
@@ -191,7 +192,7 @@ def minibatch_layer(kind: Minibatch, features: int) -> tuple[nn.Module, int]:
     if kind == "discrimination":
         layer = MinibatchDiscrimination(features)
         return layer, features + layer.kernels
-    raise ValueError(f"minibatch={kind}: one of none, std, discrimination")
+    raise SettingError(f"minibatch={kind}: one of none, std, discrimination")
 
 
 def given(labels: Tensor | None) -> Tensor:
@@ -208,25 +209,25 @@ def stages_for(image_shape: Sequence[int]) -> tuple[int, tuple[int, int]]:
     """
     shape = tuple(image_shape)
     if len(shape) != 3:
-        raise ValueError(f"image_shape={shape}: convolutions need images (channels, height, width); try network=mlp")
+        raise SettingError(f"image_shape={shape}: convolutions need images (channels, height, width); try network=mlp")
     _, height, width = shape
     stages = (min(height, width) // 4).bit_length() - 1
     if stages < 1:
-        raise ValueError(
+        raise SettingError(
             f"image_shape={shape}: {height}x{width} pixels are too few to halve down to 4; "
             "set dataset.resolution to 8 or more, or try network=mlp"
         )
     unit = 2**stages
     if height % unit or width % unit:
         below = min(height, width) // unit * unit
-        raise ValueError(
+        raise SettingError(
             f"image_shape={shape}: {height}x{width} pixels do not halve evenly {stages} times; "
             f"set dataset.resolution to a size that does, such as {below} or {below + unit}, or try network=mlp"
         )
     return stages, (height // unit, width // unit)
 
 
-def roomy(image_shape: Sequence[int]) -> tuple[int, ...]:
+def next_divisible_shape(image_shape: Sequence[int]) -> tuple[int, ...]:
     """The smallest shape from `image_shape` up that halves evenly; others than images as they are."""
     shape = tuple(image_shape)
     while len(shape) == 3 and min(shape[1:]) >= 8:
@@ -238,7 +239,7 @@ def roomy(image_shape: Sequence[int]) -> tuple[int, ...]:
     return shape
 
 
-class Centred(nn.Module):
+class CenterCropOrPad(nn.Module):
     """Maps (B, C, H, W) cropped, or padded with zeros, about their middle to `sides` (height, width)."""
 
     def __init__(self, sides: Sequence[int]) -> None:
@@ -255,7 +256,7 @@ class Centred(nn.Module):
 def widths_for(stages: int, *, channels: int, max_channels: int) -> list[int]:
     """Channels of each stage from the finest to the coarsest: doubled at each, up to `max_channels`."""
     if channels < 1:
-        raise ValueError(f"channels={channels}: at least 1")
+        raise SettingError(f"channels={channels}: at least 1")
     if max_channels < channels:
-        raise ValueError(f"max_channels={max_channels}: must not be below channels={channels}")
+        raise SettingError(f"max_channels={max_channels}: must not be below channels={channels}")
     return [min(channels * 2**stage, max_channels) for stage in range(stages)]

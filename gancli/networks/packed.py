@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from gancli.errors import SettingError
 from gancli.networks.base import Discriminator
 
 
@@ -23,12 +24,12 @@ class Packed(Discriminator):
 
     def __init__(self, inner: Discriminator, *, pack: int) -> None:
         if pack < 2:
-            raise ValueError(f"pack={pack}: at least 2 samples; 1 needs no packing")
+            raise SettingError(f"pack={pack}: at least 2 samples; 1 needs no packing")
         if inner.num_classes:
-            raise ValueError(f"pack={pack}: samples of different classes do not go into one pack")
+            raise SettingError(f"pack={pack}: samples of different classes do not go into one pack")
         channels, *rest = inner.image_shape
         if channels % pack:
-            raise ValueError(f"pack={pack}: the inner discriminator takes {channels} channels, no multiple of it")
+            raise SettingError(f"pack={pack}: the inner discriminator takes {channels} channels, no multiple of it")
         super().__init__(image_shape=(channels // pack, *rest))
         self.inner, self.pack = inner, pack
 

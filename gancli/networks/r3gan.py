@@ -12,15 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, leaky_relu
 
+from gancli.errors import SettingError
 from gancli.networks.base import Discriminator, Generator
 from gancli.networks.layers import (
-    Centred,
-    LabelledNoise,
+    CenterCropOrPad,
+    ClassEmbedding,
     Minibatch,
     ProjectionHead,
     he_,
     minibatch_layer,
-    roomy,
+    next_divisible_shape,
     stages_for,
     widths_for,
 )
@@ -50,16 +51,16 @@ class R3GANGenerator(Generator):
         expansion: int = 2,
     ) -> None:
         super().__init__(latent_dim=latent_dim, image_shape=image_shape, num_classes=num_classes)
-        stages, coarsest = stages_for(roomy(self.image_shape))
+        stages, coarsest = stages_for(next_divisible_shape(self.image_shape))
         widths = widths_for(stages + 1, channels=channels, max_channels=max_channels)[::-1]
-        self.noise = LabelledNoise(latent_dim, num_classes)
+        self.noise = ClassEmbedding(latent_dim, num_classes)
         self.linear = he_(nn.Linear(self.noise.features, widths[0], bias=False), slope=1)
         self.basis = nn.Parameter(torch.randn(widths[0], *coarsest))
         layers: list[nn.Module] = _blocks(widths[0], blocks, len(widths), group_size, expansion)
         for before, after in pairwise(widths):
             layers += [_mix(before, after), _Up(), *_blocks(after, blocks, len(widths), group_size, expansion)]
         self.stages = nn.Sequential(*layers)
-        self.fit = Centred(self.image_shape[1:])
+        self.fit = CenterCropOrPad(self.image_shape[1:])
         self.output = he_(nn.Conv2d(widths[-1], self.image_shape[0], 1, bias=False), slope=1)
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -87,10 +88,10 @@ class R3GANDiscriminator(Discriminator):
         minibatch: Minibatch = "none",
     ) -> None:
         super().__init__(image_shape=image_shape, num_classes=num_classes)
-        room = roomy(self.image_shape)
+        room = next_divisible_shape(self.image_shape)
         stages, coarsest = stages_for(room)
         widths = widths_for(stages + 1, channels=channels, max_channels=max_channels)
-        self.fit = Centred(room[1:])
+        self.fit = CenterCropOrPad(room[1:])
         layers: list[nn.Module] = [he_(nn.Conv2d(self.image_shape[0], widths[0], 1, bias=False), slope=1)]
         for before, after in pairwise(widths):
             layers += [*_blocks(before, blocks, len(widths), group_size, expansion), _Down(), _mix(before, after)]
@@ -137,7 +138,7 @@ class _Block(nn.Module):
 def _blocks(channels: int, blocks: int, sizes: int, group_size: int, expansion: int) -> list[nn.Module]:
     for name, value in {"blocks": blocks, "group_size": group_size, "expansion": expansion}.items():
         if value < 1:
-            raise ValueError(f"{name}={value}: at least 1")
+            raise SettingError(f"{name}={value}: at least 1")
     make = {"depth": blocks * sizes, "group_size": group_size, "expansion": expansion}
     return [_Block(channels, **make) for _ in range(blocks)]
 

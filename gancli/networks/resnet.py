@@ -10,18 +10,16 @@ from torch import Tensor, nn
 
 from gancli.networks.base import Discriminator, Generator
 from gancli.networks.layers import (
-    LabelledNoise,
+    ClassEmbedding,
     Minibatch,
     Norm,
     ProjectionHead,
+    apply_spectral_norm,
     he_,
+    make_norm,
     minibatch_layer,
-    spectral,
     stages_for,
     widths_for,
-)
-from gancli.networks.layers import (
-    norm as norm_layer,
 )
 
 
@@ -44,12 +42,12 @@ class ResNetGenerator(Generator):
         super().__init__(latent_dim=latent_dim, image_shape=image_shape, num_classes=num_classes)
         stages, (height, width) = stages_for(self.image_shape)
         widths = widths_for(stages, channels=channels, max_channels=max_channels)[::-1]
-        self.noise = LabelledNoise(latent_dim, num_classes)
+        self.noise = ClassEmbedding(latent_dim, num_classes)
         self.linear = he_(nn.Linear(self.noise.features, widths[0] * height * width), slope=1)
         self.coarsest = (widths[0], height, width)
         self.blocks = nn.Sequential(*[_Block(a, b, norm=norm, resize="up") for a, b in pairwise([widths[0], *widths])])
         output = he_(nn.Conv2d(widths[-1], self.image_shape[0], 3, padding=1), slope=1)
-        self.output = nn.Sequential(norm_layer(norm, widths[-1]), nn.ReLU(), output, nn.Tanh())
+        self.output = nn.Sequential(make_norm(norm, widths[-1]), nn.ReLU(), output, nn.Tanh())
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         coarsest = self.linear(self.noise(z, labels)).unflatten(1, self.coarsest)
@@ -83,13 +81,13 @@ class ResNetDiscriminator(Discriminator):
             _Block(self.image_shape[0], widths[0], norm="none", resize="down", activate=False),
             *[_Block(before, after, norm=norm, resize="down") for before, after in pairwise(widths)],
             _Block(widths[-1], widths[-1], norm=norm, resize="keep"),
-            norm_layer(norm, widths[-1]),
+            make_norm(norm, widths[-1]),
             nn.ReLU(),
         )
         self.minibatch, features = minibatch_layer(minibatch, widths[-1])
         self.head = ProjectionHead(features, num_classes)
         if spectral_norm:
-            spectral(self)
+            apply_spectral_norm(self)
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         logits: Tensor = self.head(self.minibatch(self.blocks(x).sum((2, 3))), labels)
@@ -111,10 +109,10 @@ class _Block(nn.Module):
         bias = norm == "none"  # normalisation would take it away again
         self.residual = nn.Sequential(
             # Not in place: the shortcut reads the same input.
-            *([norm_layer(norm, before), nn.ReLU()] if activate else []),
+            *([make_norm(norm, before), nn.ReLU()] if activate else []),
             up,
             he_(nn.Conv2d(before, after, 3, padding=1, bias=bias), slope=0),
-            norm_layer(norm, after),
+            make_norm(norm, after),
             nn.ReLU(inplace=True),
             he_(nn.Conv2d(after, after, 3, padding=1), slope=0),
             down,

@@ -16,7 +16,7 @@ from gancli.augment.diffaugment import DiffAugment
 from gancli.augment.instance_noise import InstanceNoise
 from gancli.augment.sampling import _adjoint_by_torch, _adjoint_in_order, sample
 from gancli.config import build, config_dir
-from gancli.runtime import seeded
+from gancli.device import seeded
 from gancli.schedules import Linear
 
 SOFT = ["color", "translation", "cutout"]
@@ -62,8 +62,8 @@ def test_no_augment_hands_back_what_it_gets() -> None:
         assert augment(samples, numbers(augment, 2)) is samples
     augment.prepare(0.5)
     augment.observe(torch.ones(2), torch.ones(2), threshold=0.0)
-    assert (augment.draws, augment.strength, augment.state()) == (0, 0.0, {})
-    augment.load_state({})
+    assert (augment.draws, augment.strength, augment.state_dict()) == (0, 0.0, {})
+    augment.load_state_dict({})
 
 
 @pytest.mark.parametrize("augment", [soft(strength=0.0), ada(strength=0.0), ada()])
@@ -468,9 +468,9 @@ def test_steering_goes_on_from_its_state() -> None:
     here, there = ada(speed=1_000), ada(speed=1_000)
     watch(here, 9, sure=10)
     watch(here, 1, sure=28, of=30)
-    state = {name: value.clone() for name, value in here.state().items()}
+    state = {name: value.clone() for name, value in here.state_dict().items()}
     assert all(isinstance(value, Tensor) for value in state.values())
-    there.load_state(state)
+    there.load_state_dict(state)
     assert there.strength == here.strength
     for augment in (here, there):
         watch(augment, 2, sure=10)
@@ -478,14 +478,14 @@ def test_steering_goes_on_from_its_state() -> None:
     for augment in (here, there):
         watch(augment, 4, sure=10)
     assert there.strength == here.strength == pytest.approx(0.18)
-    assert set(state) == set(here.state())
-    assert here.state() != {}
+    assert set(state) == set(here.state_dict())
+    assert here.state_dict() != {}
 
 
 def test_a_state_that_was_handed_out_does_not_change() -> None:
     augment = ada(speed=1_000, interval=2)
     watch(augment, 3, sure=10)
-    logged, state = augment.strength, augment.state()
+    logged, state = augment.strength, augment.state_dict()
     kept = {name: float(value) for name, value in state.items()}
     watch(augment, 5, sure=10)
     assert float(logged) == pytest.approx(0.02)
@@ -493,14 +493,14 @@ def test_a_state_that_was_handed_out_does_not_change() -> None:
 
 
 def test_another_augmentations_state_is_refused() -> None:
-    steered = ada().state()
+    steered = ada().state_dict()
     for other in (NoAugment(), soft(), ada(strength=0.5)):
-        assert other.state() == {}
-        other.load_state({})
+        assert other.state_dict() == {}
+        other.load_state_dict({})
         with pytest.raises(ValueError, match=r"^augment: the saved state has \['batches', 'images', 'p', 'signs'\]"):
-            other.load_state(steered)
+            other.load_state_dict(steered)
     with pytest.raises(ValueError, match=r"^augment: the saved state has \[\]"):
-        ada().load_state({})
+        ada().load_state_dict({})
 
 
 def test_p_is_what_happens() -> None:

@@ -5,11 +5,11 @@ import sys
 import pytest
 import torch
 
-from gancli.datasets.ahead import Ahead
-from gancli.datasets.base import Images, epoch_indices, to_bytes, to_unit
+from gancli.datasets.base import ImageDataset, epoch_indices, to_bytes, to_unit
 from gancli.datasets.digits import Digits
 from gancli.datasets.points import GaussianRing
-from gancli.runtime import seeded
+from gancli.datasets.prefetch import Prefetcher
+from gancli.device import seeded
 
 ROWS, HELD = 24, 6
 
@@ -19,7 +19,7 @@ def images(flip=False):
     data = torch.arange(ROWS + HELD, dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 4, 4).clone()
     data[..., 0] = 255
     rows = torch.arange(ROWS + HELD)
-    return Images(data, rows, train=rows[HELD:], held=rows[:HELD], num_classes=ROWS + HELD, flip=flip)
+    return ImageDataset(data, rows, train=rows[HELD:], held=rows[:HELD], num_classes=ROWS + HELD, flip=flip)
 
 
 SETS = {"images": images, "flipped": lambda: images(flip=True), "points": lambda: GaussianRing(std=0.1)}
@@ -140,29 +140,29 @@ def test_digits_do_not_import_sklearn(monkeypatch):
 def test_a_limit_takes_always_the_same_images_away_from_training_alone():
     images, labels = torch.arange(40, dtype=torch.uint8).view(40, 1, 1, 1), torch.arange(40) % 3
     rows = torch.arange(40)
-    whole, few = (Images(images, labels, train=rows[:30], held=rows[30:], limit=limit) for limit in (None, 12))
+    whole, few = (ImageDataset(images, labels, train=rows[:30], held=rows[30:], limit=limit) for limit in (None, 12))
     seen = {int(value) for step in range(6) for value in to_bytes(few.batch(step, size=6, seed=0)[0])}
     assert len(few) == few.size("train") == len(seen) == 12 and seen < set(range(30)) and seen != set(range(12))
-    again = Images(images, labels, train=rows[:30], held=rows[30:], limit=12)
+    again = ImageDataset(images, labels, train=rows[:30], held=rows[30:], limit=12)
     assert torch.equal(few.reference("train", 99)[0], again.reference("train", 99)[0])
     assert {int(value) for value in few.reference("train", 99)[0]} == seen
     for part in ("train", "holdout"):
         for mine, all_ in zip(few.labelled(part, 99), whole.labelled(part, 99), strict=True):
             assert torch.equal(mine, all_), "a classifier learns from all"
-    assert len(Images(images, train=rows[:30], held=rows[30:], limit=99)) == 30
+    assert len(ImageDataset(images, train=rows[:30], held=rows[30:], limit=99)) == 30
 
 
 @pytest.mark.parametrize("order", [range(6), [0, 1, 5, 2, 3, 3]], ids=["in turn", "to and fro"])
 def test_reading_ahead_changes_nothing(monkeypatch, order):
     images = torch.randint(0, 256, (50, 3, 8, 8), dtype=torch.uint8, generator=seeded("ahead"))
     parts = {"train": torch.arange(40), "held": torch.arange(40, 50)}
-    at_once, ahead = (Images(images, torch.arange(50) % 5, num_classes=5, flip=True, **parts) for _ in range(2))
+    at_once, ahead = (ImageDataset(images, torch.arange(50) % 5, num_classes=5, flip=True, **parts) for _ in range(2))
     monkeypatch.setattr(ahead, "resident_bytes", 0)
     for step in order:
         for rank in range(2):
             one, other = (some.batch(step, size=16, seed=3, rank=rank, world_size=2) for some in (at_once, ahead))
             assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
-    assert ahead._ahead and not at_once._ahead
+    assert ahead._prefetchers and not at_once._prefetchers
 
 
 def test_the_next_steps_are_read_once_each_and_only_for_who_goes_on():
@@ -172,7 +172,7 @@ def test_the_next_steps_are_read_once_each_and_only_for_who_goes_on():
         began.append((step, part))
         return torch.arange(10 * step, 10 * step + 10) % 100
 
-    ahead = Ahead(images, rows)
+    ahead = Prefetcher(images, rows)
     ahead(0, 0)
     assert (began, ahead.waiting) == ([(0, 0)], {}), "a single look costs one batch"
     ahead(1, 0)
@@ -185,6 +185,6 @@ def test_the_next_steps_are_read_once_each_and_only_for_who_goes_on():
 
 
 def test_reading_ahead_passes_errors_on():
-    ahead = Ahead(torch.zeros(4, 2, dtype=torch.uint8), lambda step, part: torch.zeros(3, dtype=torch.float32))
+    ahead = Prefetcher(torch.zeros(4, 2, dtype=torch.uint8), lambda step, part: torch.zeros(3, dtype=torch.float32))
     with pytest.raises(TypeError):
         ahead(0, 0)

@@ -396,18 +396,18 @@ class Full(io.BytesIO):
 
 @pytest.mark.parametrize("at", ["images.u8", "meta.json", "index"])
 def test_full_disk_leaves_nothing(pictures, make, tmp_path, monkeypatch, at):
-    write_whole = cache.write_whole
+    atomic_write = cache.atomic_write
 
     def full(path, content, *args, **more):
         if path.name.startswith(at):
             raise OSError(errno.ENOSPC, "No space left on device")
-        return write_whole(path, content, *args, **more)
+        return atomic_write(path, content, *args, **more)
 
     with monkeypatch.context() as patch:
         if at == "images.u8":
             patch.setattr(cache, "open", lambda *_: Full(), raising=False)
         else:
-            patch.setattr(cache, "write_whole", full)
+            patch.setattr(cache, "atomic_write", full)
         with pytest.raises(OSError) as caught:
             make(pictures)
     assert caught.value.errno == errno.ENOSPC

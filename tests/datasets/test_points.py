@@ -5,9 +5,9 @@ from math import pi
 import pytest
 import torch
 
-from gancli import laws
-from gancli.datasets.points import GaussianGrid, GaussianRing, Law1d, Mixture, SwissRoll
-from gancli.runtime import seeded
+from gancli import distributions
+from gancli.datasets.points import Distribution1d, GaussianGrid, GaussianRing, Mixture, SwissRoll
+from gancli.device import seeded
 
 WIDE = {
     "ring": lambda: GaussianRing(modes=5, radius=1.5, std=0.2),
@@ -107,7 +107,7 @@ def test_density_at_a_centre():
 
 
 def test_law1d():
-    data = Law1d(law=laws.Normal(mean=3.0, std=2.0))
+    data = Distribution1d(distribution=distributions.Normal(mean=3.0, std=2.0))
     points, labels = data.batch(0, size=4_000, seed=0)
     assert points.shape == (4_000, 1) and labels is None and tuple(data.shape) == (1,)
     assert points.dtype == torch.float32
@@ -121,9 +121,9 @@ def test_law1d():
 
 
 def test_a_stratified_batch_has_a_sample_of_each_part_of_the_law_and_references_are_free():
-    law = laws.Normal(mean=3.0, std=2.0)
-    data, free = Law1d(law=law, stratified=True), Law1d(law=law)
-    shares = law.cdf(data.batch(0, size=100, seed=0)[0][:, 0])
+    distribution = distributions.Normal(mean=3.0, std=2.0)
+    data, free = Distribution1d(distribution=distribution, stratified=True), Distribution1d(distribution=distribution)
+    shares = distribution.cdf(data.batch(0, size=100, seed=0)[0][:, 0])
     assert torch.equal((shares * 100).long().sort().values, torch.arange(100))
     assert not torch.equal(shares, shares.sort().values), "in random order, since processes take their parts of it"
     assert torch.equal(data.reference("train", 50)[0], free.reference("train", 50)[0])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from gancli.datasets.base import Images
+from gancli.datasets.base import ImageDataset
 from gancli.datasets.digits import Digits
 from gancli.errors import UserError
 from gancli.metrics import classifier
@@ -138,7 +138,7 @@ def test_any_images(shape):
 
 
 def test_unlabelled_images_have_no_classifier(tmp_path):
-    data = Images(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), train=torch.arange(4), held=torch.arange(0))
+    data = ImageDataset(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), train=torch.arange(4), held=torch.arange(0))
     with pytest.raises(UserError, match="the data set has no labels; use metric/features=random"):
         Classifier(data, device=CPU, cache=str(tmp_path))
 

@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from gancli.device import seeded
 from gancli.metrics import coverage
 from gancli.metrics.base import Samples
 from gancli.metrics.coverage import DensityCoverage, nearest
-from gancli.runtime import seeded
 
 
 def points(count, *key, dims=3, scale=1.0):

@@ -10,13 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from gancli.datasets.base import Images, to_unit
+from gancli.datasets.base import ImageDataset, to_unit
 from gancli.datasets.digits import Digits
 from gancli.datasets.folder import Pictures
+from gancli.device import seeded
 from gancli.errors import UserError
 from gancli.metrics.base import Samples, digest
 from gancli.metrics.features import Auto, Random, Registered
-from gancli.runtime import seeded
 
 CPU = torch.device("cpu")
 RGB = SimpleNamespace(shape=(3, 16, 16), num_classes=0)
@@ -342,7 +342,7 @@ def test_pictures_of_one_size_or_of_the_size_given(tmp_path):
 def test_a_reference_is_always_the_same_and_never_flipped():
     some = images(30, shape=(1, 8, 8))
     rows = torch.arange(30)
-    data = Images(some, rows % 3, train=rows[5:], held=rows[:5], num_classes=3, flip=True)
+    data = ImageDataset(some, rows % 3, train=rows[5:], held=rows[:5], num_classes=3, flip=True)
     assert (data.size("train"), data.size("holdout")) == (25, 5)
     assert torch.equal(data.reference("holdout", 100)[0], some[:5])
     part, labels = data.reference("train", 10)
@@ -353,4 +353,4 @@ def test_a_reference_is_always_the_same_and_never_flipped():
     images_, labels = data.labelled("train", 99)
     assert torch.equal(images_, some[5:]) and torch.equal(labels, rows[5:] % 3)
     with pytest.raises(ValueError, match="no labels"):
-        Images(some, train=rows, held=rows[:0]).labelled("train", 99)
+        ImageDataset(some, train=rows, held=rows[:0]).labelled("train", 99)

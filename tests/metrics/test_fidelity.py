@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from gancli import evaluate
+from gancli.commands import evaluate
+from gancli.device import seeded
 from gancli.metrics.base import Samples
 from gancli.metrics.features import Random
 from gancli.metrics.fidelity import FID, KID, FIDPerClass, InceptionScore, PrecisionRecall, frechet
-from gancli.runtime import seeded
 
 NOTHING = SimpleNamespace(shape=(3, 16, 16), num_classes=0)
 

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from gancli.datasets.base import Images
+from gancli.datasets.base import ImageDataset
+from gancli.device import seeded
 from gancli.metrics.base import Samples
 from gancli.metrics.features import Random
 from gancli.metrics.memorisation import Memorisation, neighbours
-from gancli.runtime import seeded
 
 
 def blobs(count, *key):
@@ -19,7 +19,9 @@ def blobs(count, *key):
 @pytest.fixture(scope="module")
 def dataset():
     rows = torch.arange(600)
-    return Images(blobs(600, "data"), train=rows[:400], held=rows[400:])  # unequal parts: equally many are compared
+    return ImageDataset(
+        blobs(600, "data"), train=rows[:400], held=rows[400:]
+    )  # unequal parts: equally many are compared
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +60,7 @@ def test_new_images_are_as_near_to_either_part(score):
 
 def test_few_training_images_meet_as_few_held_out_ones(features):
     rows = torch.arange(600)
-    few = Images(blobs(600, "data"), train=rows[:50], held=rows[50:])
+    few = ImageDataset(blobs(600, "data"), train=rows[:50], held=rows[50:])
     real = Samples(*few.reference("train", 50), features=features)
     new, copies = (Samples(i, features=features) for i in (blobs(800, "new"), few.reference("train", 50)[0]))
     assert Memorisation()(new, real, few)["nearer_to_train"] == pytest.approx(0.5, abs=0.1)
@@ -84,7 +86,7 @@ def test_repeated_samples_are_duplicates(score):
 
 def test_duplicates_beside_held_out_ones_that_are(features):
     held = torch.cat([blobs(180, "held"), blobs(10, "held"), blobs(10, "held")])
-    some = Images(torch.cat([blobs(200, "data"), held]), train=torch.arange(200), held=200 + torch.arange(200))
+    some = ImageDataset(torch.cat([blobs(200, "data"), held]), train=torch.arange(200), held=200 + torch.arange(200))
     real = Samples(some.images[:200], features=features)
     assert (
         Memorisation()(Samples(blobs(1, "new").repeat(200, 1, 1, 1), features=features), real, some)["duplicates"] == 1
@@ -95,7 +97,7 @@ def test_duplicates_beside_held_out_ones_that_are(features):
 def test_ties_count_half(features):
     same = blobs(100, "data")
     rows = torch.arange(100)
-    twice = Images(torch.cat([same, same]), train=rows, held=rows + 100)
+    twice = ImageDataset(torch.cat([same, same]), train=rows, held=rows + 100)
     real = Samples(*twice.reference("train", 100), features=features)
     found = Memorisation()(Samples(blobs(30, "new"), features=features), real, twice)
     assert found["nearer_to_train"] == 0.5
@@ -130,7 +132,7 @@ def test_the_sheet_of_neighbours(dataset, features):
 
 
 def test_copies_are_seen_however_many_training_images_there_are(features):
-    many = Images(
+    many = ImageDataset(
         torch.cat([blobs(4_000, "data"), blobs(300, "held")]), train=torch.arange(4_000), held=4_000 + torch.arange(300)
     )
     real = Samples(*many.reference("train", 500), features=features)

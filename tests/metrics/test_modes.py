@@ -9,13 +9,13 @@ from scipy import stats
 
 from gancli.datasets import stacked_mnist
 from gancli.datasets.digits import Digits
-from gancli.datasets.points import GaussianGrid, GaussianRing, Law1d, SwissRoll
+from gancli.datasets.points import Distribution1d, GaussianGrid, GaussianRing, SwissRoll
 from gancli.datasets.stacked_mnist import StackedMNIST
-from gancli.laws import Exponential, Normal, Uniform
+from gancli.device import seeded
+from gancli.distributions import Exponential, Normal, Uniform
 from gancli.metrics.base import Samples
 from gancli.metrics.features import Random
 from gancli.metrics.modes import Line, Modes
-from gancli.runtime import seeded
 
 RING = GaussianRing(modes=4, radius=1.0, std=0.1)  # centres (1, 0), (0, 1), (-1, 0), (0, -1)
 NAN = float("nan")
@@ -134,7 +134,7 @@ def test_whom_the_metrics_suit(stacked):
     random = Random(digits, device=torch.device("cpu"))
     assert Modes().suits(RING, None) and not Modes().suits(SwissRoll(), None) and not Modes().suits(digits, random)
     assert not Modes().suits(stacked, random), "an extractor that names no digits"
-    assert Line().suits(Law1d(law=Normal()), None) and not Line().suits(RING, None)
+    assert Line().suits(Distribution1d(distribution=Normal()), None) and not Line().suits(RING, None)
 
 
 LAWS = {
@@ -144,16 +144,16 @@ LAWS = {
 }
 
 
-def line(law, x):
-    return Line()(Samples(torch.as_tensor(x)[:, None]), None, Law1d(law=law))
+def line(distribution, x):
+    return Line()(Samples(torch.as_tensor(x)[:, None]), None, Distribution1d(distribution=distribution))
 
 
 @pytest.mark.parametrize("name", LAWS)
 @pytest.mark.parametrize("shift", [0.0, 0.7, -0.7])
 def test_kolmogorov_smirnov_is_scipys(name, shift):
-    law, known = LAWS[name]
-    x = law.sample(200, seeded("line")).double() + shift
-    found = line(law, x)
+    distribution, known = LAWS[name]
+    x = distribution.sample(200, seeded("line")).double() + shift
+    found = line(distribution, x)
     assert found["ks"] == pytest.approx(stats.kstest(x.numpy(), known.cdf).statistic, abs=1e-9)
 
 
@@ -165,13 +165,13 @@ def test_ks_of_few_samples_by_hand():
 
 
 def test_wasserstein_1_of_a_shift_is_the_shift():
-    # The law's own quantiles at the midpoints, moved: in closed form |shift| exactly.
-    for law, _ in LAWS.values():
-        quantiles = law.inverse_cdf((torch.arange(100, dtype=torch.float64) + 0.5) / 100)
-        assert line(law, quantiles)["wasserstein1"] == pytest.approx(0, abs=1e-6)
+    # The distribution's own quantiles at the midpoints, moved: in closed form |shift| exactly.
+    for distribution, _ in LAWS.values():
+        quantiles = distribution.inverse_cdf((torch.arange(100, dtype=torch.float64) + 0.5) / 100)
+        assert line(distribution, quantiles)["wasserstein1"] == pytest.approx(0, abs=1e-6)
         for shift in (0.25, -3.0):
             mixed = (quantiles + shift)[torch.randperm(100, generator=seeded("mixed"))]
-            assert line(law, mixed)["wasserstein1"] == pytest.approx(abs(shift), abs=1e-5)
+            assert line(distribution, mixed)["wasserstein1"] == pytest.approx(abs(shift), abs=1e-5)
 
 
 def test_wasserstein_1_of_a_point_is_the_mean_absolute_deviation():
@@ -181,9 +181,9 @@ def test_wasserstein_1_of_a_point_is_the_mean_absolute_deviation():
 
 
 def test_wasserstein_1_is_near_scipys_between_two_samples():
-    law, known = LAWS["normal"]
-    x = law.sample(300, seeded("line")).double().numpy() * 1.5
+    distribution, known = LAWS["normal"]
+    x = distribution.sample(300, seeded("line")).double().numpy() * 1.5
     dense = known.ppf((np.arange(20_000) + 0.5) / 20_000)
-    assert line(law, torch.as_tensor(x))["wasserstein1"] == pytest.approx(
+    assert line(distribution, torch.as_tensor(x))["wasserstein1"] == pytest.approx(
         stats.wasserstein_distance(x, dense), rel=0.02
     )

@@ -258,14 +258,14 @@ def test_he_keeps_the_scale_through_transposed_convolutions() -> None:
 
 
 def test_an_mlp_bends_where_it_is_told_to():
-    generator = MLPGenerator(latent_dim=1, image_shape=(1,), width=64, depth=1, kinks=[2.0, 3.0])
+    generator = MLPGenerator(latent_dim=1, image_shape=(1,), width=64, depth=1, bias_range=[2.0, 3.0])
     first = generator.hidden[0]
     where = -first.bias / first.weight[:, 0]
     assert 2 <= where.min() < 2.2 and 2.8 < where.max() <= 3
     assert not MLPGenerator(latent_dim=1, image_shape=(1,)).hidden[0].bias.any()
 
 
-@pytest.mark.parametrize("kinks", [[1.0, 0.0], [0.0, 0.0], [1.0]])
-def test_kinks_are_two_ends(kinks):
-    with pytest.raises(ValueError, match=r"kinks=.*: two ends, the lower one first"):
-        MLPGenerator(latent_dim=1, image_shape=(1,), kinks=kinks)
+@pytest.mark.parametrize("bias_range", [[1.0, 0.0], [0.0, 0.0], [1.0]])
+def test_kinks_are_two_ends(bias_range):
+    with pytest.raises(ValueError, match=r"bias_range=.*: two ends, the lower one first"):
+        MLPGenerator(latent_dim=1, image_shape=(1,), bias_range=bias_range)

@@ -1,0 +1,1 @@
+"""The commands: one page each, and what they share to be called by Hydra."""

@@ -1,0 +1,201 @@
+"""What Hydra calls for each command, here or on a cluster's node, and how it ends. Imports torch only at work."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gancli.distributed.launch import process_info
+from gancli.errors import Collapsed, Diverged, ProcessLost, UserError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+log = logging.getLogger(__name__)
+Work = Callable[[dict[str, Any], Any], float | None]  # settings, Hydra's own configuration -> what a sweep compares
+
+
+def train(cfg: DictConfig) -> float | None:
+    """`gancli train`; returns what a sweep compares."""
+
+    def work(settings: dict[str, Any], hydra: DictConfig) -> float | None:
+        from gancli.commands import train
+
+        folder, overrides = Path(hydra.runtime.output_dir), list(hydra.overrides.task)
+        search = _worst_value(hydra.sweeper) is not None
+        trainer = train.run(settings, folder=folder, overrides=overrides, search=search)
+        if isinstance(trainer.stopped_by, signal.Signals):
+            sys.exit(128 + trainer.stopped_by)
+        return train.objective(trainer, settings["objective"])
+
+    return run_command(work, cfg)
+
+
+def sample(cfg: DictConfig) -> None:
+    """`gancli sample`"""
+
+    def work(settings: dict[str, Any], hydra: DictConfig) -> None:
+        from gancli.commands import sample
+
+        sample.run(settings)
+
+    run_command(work, cfg)
+
+
+def evaluate(cfg: DictConfig) -> None:
+    """`gancli evaluate`"""
+
+    def work(settings: dict[str, Any], hydra: DictConfig) -> None:
+        from gancli.commands import evaluate
+
+        evaluate.run(settings)
+
+    run_command(work, cfg)
+
+
+def doctor(runs: int) -> Callable[[DictConfig], None]:
+    """`gancli doctor` of the first of so many runs; 0 where there is no sweep."""
+
+    def work(settings: dict[str, Any], hydra: DictConfig) -> None:
+        from gancli.commands import doctor
+
+        overrides = list(hydra.overrides.task)
+        doctor.run(settings, overrides=overrides, launcher=hydra.launcher, sweeper=hydra.sweeper, runs=runs)
+
+    def task(cfg: DictConfig) -> None:
+        run_command(work, cfg)
+
+    return task
+
+
+def report(cfg: DictConfig) -> None:
+    """`gancli report`"""
+
+    def work(settings: dict[str, Any], hydra: DictConfig) -> None:
+        from gancli.commands import report
+
+        report.run(settings)
+
+    run_command(work, cfg)
+
+
+def theory(cfg: DictConfig) -> None:
+    """`gancli theory`"""
+
+    def work(settings: dict[str, Any], hydra: DictConfig) -> None:
+        from gancli.commands import theory
+
+        theory.run(settings)
+
+    run_command(work, cfg)
+
+
+def run_command(work: Work, cfg: DictConfig) -> float | None:
+    """Does the work on resolved settings; its expected errors become a message and an exit status."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+    from omegaconf import OmegaConf
+
+    logging.captureWarnings(True)
+    if not process_info().is_main_process:
+        _close_log_files()
+    settings: Any = OmegaConf.to_container(cfg, resolve=True)
+    hydra = HydraConfig.get()
+    sweep = hydra.mode == RunMode.MULTIRUN
+    try:
+        return work(settings, hydra)
+    except (UserError, Diverged, OSError) as error:
+        if not sweep:
+            sys.exit(exit_status(error))
+        log.error("this job failed: %s", error)
+        worst = _worst_value(hydra.sweeper)
+        if isinstance(error, Diverged) and worst is not None:
+            return worst  # a search goes on
+        if not _next_job_may_begin(error):
+            sys.exit(exit_status(error))
+        raise  # the other jobs of a sweep still run; the first failure is reported again at its end
+    except ProcessLost:
+        report_error("error: another process of this run ended without a word; was it killed?")
+        sys.exit(1)
+    except Exception as error:
+        log.exception("this job failed: %s: %s", type(error).__name__, error)
+        if sweep and _next_job_may_begin(error):
+            raise
+        if not process_info().is_main_process and not _is_shared(error):
+            traceback.print_exc()  # the log of this process is switched off
+        _end_together()
+        sys.exit(1)
+
+
+def exit_status(error: Exception) -> int:
+    """Reports an expected error and returns its exit status."""
+    diverged = isinstance(error, Diverged)
+    word = "collapsed" if isinstance(error, Collapsed) else "diverged" if diverged else "error"
+    known = process_info().is_main_process or not isinstance(error, OSError) or _is_shared(error)
+    where = "" if known else f"process {process_info().rank}: "
+    text = _os_error_text(error) if isinstance(error, OSError) else str(error)
+    report_error(f"{word}: {where}{text}")
+    return 1 if diverged else 2
+
+
+def report_error(text: str) -> None:
+    """Prints an error, once for all processes of the run, and returns when it is printed."""
+
+    def tell() -> None:
+        print(f"gancli: {text}", file=sys.stderr, flush=True)
+
+    _end_together(tell)
+
+
+def _end_together(tell: Callable[[], None] = lambda: None) -> None:
+    if process_info().world_size == 1:
+        tell()
+        return
+    from gancli.distributed.process_group import join_process_group
+
+    try:
+        group = join_process_group()
+    except ProcessLost:  # the others are gone already
+        tell()
+        return
+    group.report_error_once(tell)
+
+
+def _next_job_may_begin(error: Exception) -> bool:
+    """Whether the next job of a sweep may begin: where several processes share the sweep, only if all begin it."""
+    if process_info().world_size == 1 or "SUBMITIT_EXECUTOR" in os.environ:  # submitit's processes have one job
+        return True
+    return _is_shared(error)
+
+
+def _is_shared(error: Exception) -> bool:
+    if process_info().world_size == 1:
+        return True
+    from gancli.distributed.process_group import join_process_group
+
+    return join_process_group().is_shared(error)
+
+
+def _close_log_files() -> None:
+    """The main process writes them; submitit starts the other processes with the same settings."""
+    root = logging.getLogger()
+    for handler in [each for each in root.handlers if isinstance(each, logging.FileHandler)]:
+        root.removeHandler(handler)
+        handler.close()
+
+
+def _worst_value(sweeper: Mapping[str, Any]) -> float | None:
+    """Returns what a search by `sweeper` takes for the worst value; None for a sweep that compares nothing."""
+    direction = sweeper.get("direction")
+    return None if direction is None else float("inf" if str(direction).endswith("minimize") else "-inf")
+
+
+def _os_error_text(error: OSError) -> str:
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error}; nothing that was saved before is lost"

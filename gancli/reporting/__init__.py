@@ -1,0 +1,1 @@
+"""Pictures and pages: image grids, plots with axes, and HTML."""

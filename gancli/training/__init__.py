@@ -1,0 +1,1 @@
+"""Training: the loop, what it logs, measures and saves, and the run folder that it writes."""

@@ -1,0 +1,156 @@
+"""Checkpoints: the only place that writes or reads them.
+
+A file holds tensors and plain values only and is read with `weights_only=True`, so reading one never runs code. Its
+name is the number of images seen, so names sort by progress.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import pickle
+import re
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gancli.atomic_files import atomic_write
+from gancli.distributed.process_group import ProcessGroup
+from gancli.errors import InvalidCheckpoint, UserError, require_at_least
+
+log = logging.getLogger(__name__)
+_NAME = re.compile(r"images-(\d{12})\.pt")
+FORMAT = 2
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    folder: made at the first `save`. every: images between two checkpoints; the training loop also saves at the end
+    and on a signal. keep: how many of the newest stay. best.pt, which evaluations choose, stays besides.
+    Raises SettingError.
+    """
+
+    def __init__(self, folder: Path, *, every: int = 50_000, keep: int = 3) -> None:
+        require_at_least(1, every=every, keep=keep)
+        self.folder, self.every, self.keep = Path(folder), every, keep
+
+    def path(self, images: int) -> Path:
+        """Returns the file of the checkpoint after `images` images."""
+        return self.folder / f"images-{images:012d}.pt"
+
+    def files(self) -> list[Path]:
+        """Returns the checkpoints that are there, oldest first, without best.pt."""
+        return sorted(file for file in self.folder.glob("images-*.pt") if _NAME.fullmatch(file.name))
+
+    def save(self, state: dict[str, Any], *, images: int, healthy_images: int | None = None) -> Path:
+        """Writes a new checkpoint atomically, then deletes the oldest ones past `keep`.
+
+        healthy_images: the newest checkpoint after at most so many images stays too, for a rollback.
+        Raises OSError, with everything saved before still in place.
+        """
+        self._write(self.path(images), state, images=images)
+        others = [file for file in self.files() if file != self.path(images)]  # a damaged one may be newer
+        good = [file for file in others if healthy_images is not None and file.name <= self.path(healthy_images).name][
+            -1:
+        ]
+        for old in others[: max(0, len(others) + 1 - self.keep)]:
+            if old not in good:
+                old.unlink(missing_ok=True)
+        return self.path(images)
+
+    def save_best(self, state: dict[str, Any], *, images: int) -> None:
+        """Replaces best.pt atomically. Raises OSError."""
+        self._write(self.folder / "best.pt", state, images=images)
+
+    def _write(self, path: Path, state: dict[str, Any], *, images: int) -> None:
+        buffer = io.BytesIO()
+        torch.save({"format": FORMAT, "images": images, **state}, buffer)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, buffer.getbuffer())
+
+    def delete_after(self, images: int) -> None:
+        """Deletes the checkpoints of later steps: a run that was rolled back must not resume from them."""
+        for file in self.files():
+            if file.name > self.path(images).name:
+                file.unlink(missing_ok=True)
+
+    def newest(self, *, up_to: int | None = None) -> dict[str, Any] | None:
+        """Returns the newest readable state, or None; damaged files are skipped with a warning.
+
+        up_to: only checkpoints after at most so many images.
+        """
+        for file in reversed(self.files()):
+            if up_to is not None and file.name > self.path(up_to).name:
+                continue
+            try:
+                return read(file)
+            except InvalidCheckpoint as error:
+                log.warning("%s is skipped: %s", file, error)
+        return None
+
+    def newest_on_all_processes(
+        self, process_group: ProcessGroup, *, up_to: int | None = None
+    ) -> dict[str, Any] | None:
+        """Like `newest`: the main process chooses, and the others read that very file. Raises UserError."""
+        found = None
+
+        def choose() -> int | None:
+            nonlocal found
+            found = self.newest(up_to=up_to)
+            return None if found is None else int(found["images"])
+
+        images = process_group.broadcast_from_main(choose)
+        return found if images is None or process_group.is_main_process else self.pick(images)[1]
+
+    def pick(self, which: str | int) -> tuple[Path, dict[str, Any]]:
+        """Returns the file and state of the checkpoint "last", "best", or by its number of images. Raises UserError."""
+        files = self.files()
+        if which == "last":
+            state = self.newest()
+            if state is None:
+                raise UserError(
+                    f"{self.folder}: no readable checkpoint here; train further with resume={self.folder.parent}"
+                )
+            return self.path(state["images"]), state
+        file = self.folder / "best.pt" if which == "best" else self.folder / _file_name(which)
+        if not file.exists():
+            known = ", ".join(str(int(file.stem.split("-")[1])) for file in files) or "none"
+            why = "no evaluation chose a best one" if which == "best" else "no such file"
+            raise UserError(f"checkpoint={which}: {why} in {self.folder}; say last or a number of images of: {known}")
+        try:
+            return file, read(file)
+        except InvalidCheckpoint as error:
+            raise UserError(f"checkpoint={which}: {file} {error}") from None
+
+
+def _file_name(which: str | int) -> str:
+    digits = str(which).replace("_", "")
+    if not digits.isdecimal():
+        raise UserError(f"checkpoint={which}: say last, best or a number of images")
+    return f"images-{int(digits):012d}.pt"
+
+
+def read(file: Path) -> dict[str, Any]:
+    """Returns the state in one checkpoint file, on the CPU. Raises InvalidCheckpoint."""
+    try:
+        with zipfile.ZipFile(file) as archive:  # torch does not verify the check sums
+            damaged = archive.testzip() or next((e.filename for e in archive.infolist() if e.external_attr), None)
+        if damaged is not None:
+            raise InvalidCheckpoint(f"is damaged in {damaged}")
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise InvalidCheckpoint(
+            "holds more than tensors and plain values, and is refused: reading it could run code"
+        ) from None
+    except (OSError, zipfile.BadZipFile, RuntimeError, EOFError, KeyError, ValueError, zlib.error) as error:
+        reason = str(error).splitlines()[0] if str(error) else "empty"
+        raise InvalidCheckpoint(f"is truncated or damaged ({reason})") from None
+    if not isinstance(state, dict) or "format" not in state:
+        raise InvalidCheckpoint("is not a checkpoint")
+    if state["format"] != FORMAT:
+        raise InvalidCheckpoint(f"has checkpoint format {state['format']}; this version reads format {FORMAT}")
+    return state

@@ -1,0 +1,319 @@
+"""Everything that a run shows while it trains: TensorBoard, metrics.jsonl, sample grids, progress."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from gancli.config import leaves
+from gancli.datasets.base import Batch, Dataset
+from gancli.errors import require_at_least
+from gancli.game import SADDLE_VALUE, Game, decision_threshold, eval_mode, game_statistics
+from gancli.randomness import seeded
+from gancli.reporting import image_grids
+from gancli.training.ema import EMA
+from gancli.training.run_folder import Row, RunFolder
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+log = logging.getLogger(__name__)
+Record = Mapping[str, Tensor | float]
+_LINE_SECONDS = 10.0  # between two lines of progress where there is no terminal
+_POINTS = 32  # times as many samples in a plot of points as in a grid of images
+
+
+@dataclass(frozen=True, kw_only=True)
+class Position:
+    """Where a run stands after a step.
+
+    images: real images seen. step_images: of these, in the last step. seconds: of training, over all starts.
+    progress: share of the run that is done, 0 to 1.
+    """
+
+    images: int
+    step_images: int
+    seconds: float
+    progress: float
+
+    def passed(self, every: int) -> bool:
+        """Whether the last step reached or passed a multiple of `every` images."""
+        return self.images // every > (self.images - self.step_images) // every
+
+
+class Logger(Protocol):
+    """What the training loop and the evaluation write to. latest: the last row of scalars."""
+
+    latest: dict[str, float]
+
+    def open(self, position: Position, *, length: int | None = None, minutes: float | None = None) -> None:
+        """Starts at `position` and deletes what was logged after it. length, minutes: of the whole run."""
+
+    def log_step(self, position: Position, record: Record) -> None:
+        """Takes the scalars and the logits, (B,) each, of one step."""
+
+    def log_values(self, position: Position, values: Mapping[str, float]) -> None:
+        """Writes scalars at once, to TensorBoard only."""
+
+    def log_evaluation(self, position: Position, row: Row) -> None:
+        """Writes an evaluation with its protocol."""
+
+    def close(self, position: Position) -> None:
+        """Draws the last sample grid and closes the files."""
+
+    def rewind(self, position: Position) -> None:
+        """Goes back to `position`: what was logged after it is deleted."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what a resumed run needs to log the same numbers."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from `state`."""
+
+
+class NullLogger:
+    """The logger of a process that is not the main process: it writes nothing."""
+
+    def __init__(self) -> None:
+        self.latest: dict[str, float] = {}
+
+    def open(self, position: Position, *, length: int | None = None, minutes: float | None = None) -> None:
+        pass
+
+    def log_step(self, position: Position, record: Record) -> None:
+        pass
+
+    def log_values(self, position: Position, values: Mapping[str, float]) -> None:
+        pass
+
+    def log_evaluation(self, position: Position, row: Row) -> None:
+        pass
+
+    def close(self, position: Position) -> None:
+        pass
+
+    def rewind(self, position: Position) -> None:
+        pass
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        pass
+
+
+class TrainingLogger:
+    """Writes scalars every `every` images and sample grids every `pictures` images; the x axis is images seen.
+
+    samples: generated samples in a grid (32 times as many points in a plot of points). holdout: held-out real samples
+    on which the discriminator is measured. settings: the resolved configuration, for TensorBoard. game, ema, dataset,
+    seed: of the run. Previews draw from generators of their own, so logging never changes training.
+    Raises SettingError.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        *,
+        settings: Mapping[str, Any],
+        game: Game,
+        ema: EMA,
+        dataset: Dataset,
+        seed: int,
+        every: int = 2_000,
+        pictures: int = 50_000,
+        samples: int = 64,
+        holdout: int = 256,
+    ) -> None:
+        self.check_settings(every=every, pictures=pictures, samples=samples, holdout=holdout)
+        self.folder, self.settings = folder, settings
+        self.game, self.ema, self.dataset, self.seed = game, ema, dataset, seed
+        self.every, self.pictures, self.samples, self.holdout = every, pictures, samples, holdout
+        self.latest: dict[str, float] = {}
+        self.length: int | None = None
+        self.minutes: float | None = None
+        self._sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+
+    @staticmethod
+    def check_settings(**settings: int) -> None:
+        """Raises SettingError for values that are wrong whatever the data."""
+        require_at_least(1, **settings)
+
+    def open(self, position: Position, *, length: int | None = None, minutes: float | None = None) -> None:
+        """Fixes the noise and the real samples that are shown, and deletes what was logged after `position`."""
+        self.folder.truncate_after(position.images)
+        self.length, self.minutes = length, minutes
+        game, count = self.game, self.samples * (1 if len(self.dataset.shape) == 3 else _POINTS)
+        device = game.stream.device
+        self.noise = game.prior.sample(count, seeded(self.seed, "preview")).to(device)
+        classes = game.generator.num_classes
+        self.labels = torch.arange(count, device=device) % classes if classes else None
+        real, labels = self.dataset.holdout(max(self.holdout, count))
+        self.shown = real[:count]
+        self.held_out = _first((real, labels), self.holdout, classes)
+        seen = self.dataset.batch(0, size=min(self.holdout, len(self.dataset)), seed=self.seed)
+        self.seen = _first(seen, self.holdout, classes)
+        self.limits = None if real.ndim == 4 else image_grids.limits(real)
+        self.bar = tqdm(
+            total=length, initial=position.images, unit="img", unit_scale=True, disable=not sys.stderr.isatty()
+        )
+        self._first_images = self._last_images = position.images
+        self._last_time = time.monotonic()
+        self._last_line = 0.0
+
+    @cached_property
+    def writer(self) -> SummaryWriter:
+        """TensorBoard's writer, made at the first write, since its import takes half a second."""
+        from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard.summary import hparams
+
+        first = self._first_images
+        writer = SummaryWriter(str(self.folder.path), purge_step=first + 1 if first else None)
+        if not first:
+            writer.add_text("config", "```yaml\n" + _yaml(self.settings) + "```", 0)
+            values = {key: value for key, value in leaves(self.settings) if isinstance(value, (bool, int, float, str))}
+            for summary in hparams(values, {"loss/discriminator": 0.0, "loss/generator": 0.0, "accuracy/holdout": 0.0}):
+                writer._get_file_writer().add_summary(summary)
+        return writer
+
+    def log_step(self, position: Position, record: Record) -> None:
+        """Adds the step to the running means; writes a row and a sample grid where they are due."""
+        self.bar.update(position.step_images)
+        real_logits, fake_logits = record["real_logits"], record["fake_logits"]
+        assert isinstance(real_logits, Tensor) and isinstance(fake_logits, Tensor)
+        for name, value in record.items():
+            if isinstance(value, float):
+                self._add(name, value)
+        threshold = decision_threshold(real_logits, fake_logits, self.game.loss)
+        for name, value in game_statistics(real_logits, fake_logits, threshold).items():
+            self._add(name, value)
+        if self.game.augment.draws:
+            self._add("augment/strength", self.game.augment.strength)
+        if position.passed(self.every) or position.progress >= 1.0:
+            self._flush(position, real_logits, fake_logits, record)
+        if position.passed(self.pictures):
+            self.draw(position)
+
+    def log_values(self, position: Position, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, position.images)
+
+    def log_evaluation(self, position: Position, row: Row) -> None:
+        self.folder.append_evaluation(row)
+        self.log_values(position, {f"metric/{name}": value for name, value in row["values"].items()})
+
+    def close(self, position: Position) -> None:
+        try:
+            if position.images:
+                image_grids.write_png(self.folder.final_samples, self.draw(position))
+        finally:
+            self._close_files()
+
+    def rewind(self, position: Position) -> None:
+        self._close_files()
+        self.__dict__.pop("writer", None)
+        self.open(position, length=self.length, minutes=self.minutes)
+
+    def _close_files(self) -> None:
+        self.bar.close()
+        if "writer" in vars(self):
+            self.writer.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the sums since the last row, and that row."""
+        latest = {name: value for name, value in self.latest.items() if not name.startswith("speed/")}
+        return {"sums": {name: [float(total), count] for name, (total, count) in self._sums.items()}, "latest": latest}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.latest = dict(state["latest"])
+        self._sums.clear()
+        self._sums.update({name: list(pair) for name, pair in state["sums"].items()})
+
+    def _add(self, name: str, value: float | Tensor) -> None:
+        if name.startswith("lr/"):
+            return  # a row has the last rate, not the mean
+        total = self._sums[name]
+        total[0] = total[0] + value  # type: ignore[assignment]  # a tensor stays on its device until the row is due
+        total[1] += 1
+
+    def _flush(self, position: Position, real_logits: Tensor, fake_logits: Tensor, record: Record) -> None:
+        """Writes a row: means over the steps since the last row, and what is measured now."""
+        images, game, now = position.images, self.game, time.monotonic()
+        values = {name: float(total) / count for name, (total, count) in self._sums.items()}
+        self._sums.clear()
+        values["game/distance_to_saddle"] = abs(values["game/value"] - SADDLE_VALUE)
+        with eval_mode(game.discriminator), game.autocast():
+            logits = [game.discriminator(*batch).float() for batch in (self.seen, self.held_out)]
+        threshold = decision_threshold(real_logits, fake_logits, game.loss)
+        seen, held_out = (game_statistics(some, fake_logits, threshold) for some in logits)
+        values["accuracy/holdout"] = held_out["accuracy/real"].item()
+        values["accuracy/gap"] = (seen["accuracy/real"] - held_out["accuracy/real"]).item()
+        values["game/value_holdout"] = held_out["game/value"].item()
+        values |= {
+            f"parameter/{name}": value.item()
+            for network in (game.generator, game.discriminator)
+            for name, value in network.logged_parameters().items()
+        }
+        values |= {name: float(value) for name, value in record.items() if name.startswith("lr/")}
+        values["speed/images_per_second"] = (images - self._last_images) / max(now - self._last_time, 1e-9)
+        if game.stream.device.type == "cuda":
+            values["memory/peak_gib"] = torch.cuda.max_memory_allocated(game.stream.device) / 2**30
+        self._last_images, self._last_time = images, now
+        self.latest = values
+        self.log_values(position, values)
+        self.writer.add_histogram("logits/real_histogram", real_logits, images)
+        self.writer.add_histogram("logits/fake_histogram", fake_logits, images)
+        self.folder.append_metrics({"images": images, "seconds": round(position.seconds, 3), **values})
+        self._print_status(position, values)
+
+    def _print_status(self, position: Position, values: Mapping[str, float]) -> None:
+        text = (
+            f"D {values['loss/discriminator']:.3f}, G {values['loss/generator']:.3f}, "
+            f"right on real {values['accuracy/real']:.2f}, on fake {values['accuracy/fake']:.2f}"
+        )
+        left = timedelta(seconds=round(position.seconds / max(position.progress, 1e-9) * (1 - position.progress)))
+        # The bar counts images and knows nothing of a budget in minutes.
+        self.bar.set_postfix_str(text if self.minutes is None else f"{text}, {left} left at most")
+        if self.bar.disable and (time.monotonic() - self._last_line > _LINE_SECONDS or position.progress >= 1.0):
+            self._last_line = time.monotonic()
+            done, speed = f"{position.images:,} images ({position.progress:.0%})", values["speed/images_per_second"]
+            log.info("%s: %s; %s images/s, %s left", done, text, f"{speed:,.0f}", left)
+
+    def draw(self, position: Position) -> image_grids.Array:
+        """Writes grids of real samples, of the generator's and of the averaged generator's; returns the last one."""
+        game = self.game
+        self._show("samples/real", self.shown, position)
+        for tag, network in {"samples/raw": game.generator, "samples/ema": self.ema.network}.items():
+            with eval_mode(network), game.autocast():
+                array = self._show(tag, network(self.noise, self.labels).float(), position)
+        self.folder.samples.mkdir(exist_ok=True)
+        image_grids.write_png(self.folder.sample_grid(position.images), array)
+        return array
+
+    def _show(self, tag: str, samples: Tensor, position: Position) -> image_grids.Array:
+        array = image_grids.picture(samples.cpu(), density=self.dataset.density, limits=self.limits)
+        self.writer.add_image(tag, array, position.images, dataformats="HWC")
+        return array
+
+
+def _first(batch: Batch, count: int, classes: int) -> Batch:
+    """Returns the first `count` of the batch, with labels only where the players take them."""
+    samples, labels = batch
+    return samples[:count], labels[:count] if classes and labels is not None else None
+
+
+def _yaml(settings: Mapping[str, Any]) -> str:
+    import yaml
+
+    return str(yaml.safe_dump(dict(settings), sort_keys=False))

@@ -1,0 +1,320 @@
+"""The run folder: the one owner of its file names and formats. It is all that sample, evaluate and resume need.
+
+config.yaml          resolved settings; it makes the folder a run
+run.json             format number; for each start the command line, versions and commit, and how it ended
+train.log            the log, written by Hydra
+metrics.jsonl        a row of scalars every `log.every` images
+evaluations.jsonl    a row per evaluation, with its protocol
+samples.png          the last sample grid; samples/ holds the earlier ones
+checkpoints/         see `training.checkpoint`
+theory/              numbers and a figure of each diagnostic
+events.*             TensorBoard
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import platform
+import re
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gancli import __version__, config
+from gancli.atomic_files import atomic_write
+from gancli.build import is_trusted, nodes
+from gancli.distributed.launch import was_restarted
+from gancli.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system: two runs in one folder are then not told apart
+    fcntl = None  # type: ignore[assignment]
+
+log = logging.getLogger(__name__)
+FORMAT = 2  # of the folder; 1 had no number
+Row = dict[str, Any]
+
+
+class RunFolder:
+    """The files of one run. path: the folder; it need not exist yet."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.record = self.path / "run.json"
+        self.log = self.path / "train.log"
+        self.metrics = self.path / "metrics.jsonl"
+        self.evaluations = self.path / "evaluations.jsonl"
+        self.checkpoints = self.path / "checkpoints"
+        self.samples = self.path / "samples"
+        self.final_samples = self.path / "samples.png"
+        self.theory = self.path / "theory"
+
+    def sample_grid(self, images: int) -> Path:
+        """Returns the file of the sample grid after `images` images."""
+        return self.samples / f"images-{images:012d}.png"
+
+    def exists(self) -> bool:
+        """Whether the folder holds a run."""
+        return self.config.is_file()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Makes the folder and holds it against other processes; the lock ends with the process. Raises UserError."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with open(self.path / ".lock", "a", encoding="utf-8") as file:
+            if fcntl is not None:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise UserError(
+                        f"{self.path}: another process is training here; choose another hydra.run.dir"
+                    ) from None
+            yield
+
+    # Settings and starts
+
+    def settings(self, *, trust: list[str], parts: tuple[str, ...] = ()) -> dict[str, Any]:
+        """Returns the settings of the run as plain values.
+
+        The file is data: the nodes that will be built from it, all of them or those at and below the keys `parts`,
+        may name only classes of gancli, optimizers of torch, and classes of the packages in `trust`. Raises UserError.
+        """
+        if not self.path.is_dir():
+            raise UserError(f"run={self.path}: no such folder")
+        if not self.config.is_file():
+            runs = sorted(str(file.parent) for file in self.path.glob("**/config.yaml") if ".hydra" not in file.parts)
+            raise UserError(
+                f"run={self.path}: not a run folder, it has no config.yaml" + (f"; try {runs[-1]}" if runs else "")
+            )
+        try:
+            settings = yaml.load(self.config.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"{self.config}: not readable as YAML: {str(error).splitlines()[0]}") from None
+        if not isinstance(settings, dict):
+            raise UserError(f"{self.config}: not the configuration of a run")
+        self.check_format()
+        foreign = [
+            f"{key}._target_={node['_target_']}"
+            for key, node in nodes(settings)
+            if (not parts or f"{key}.".startswith(tuple(f"{part}." for part in parts))) and not is_trusted(node, trust)
+        ]
+        if foreign:
+            raise UserError(
+                f"{self.config} names classes that are not gancli's own, and building them runs their code:\n  "
+                + "\n  ".join(foreign)
+                + "\nIf that code is yours, say trust=[package] with the package it is in."
+            )
+        return settings
+
+    def check_format(self) -> None:
+        """Raises UserError where another version of gancli wrote the folder in another format."""
+        record = self._read_record()
+        found = record.get("format", 1 if record else FORMAT)
+        if found == FORMAT:
+            return
+        starts = record.get("starts")
+        last = starts[-1] if isinstance(starts, list) and starts and isinstance(starts[-1], dict) else {}
+        version = last.get("versions", {}).get("gancli", "of an unknown version")
+        raise UserError(
+            f"{self.path}: written by gancli {version} in run folder format {found}; gancli {__version__} reads format "
+            f"{FORMAT}. Use gancli {version} for this run, or train it anew."
+        )
+
+    def describe(self, settings: Mapping[str, Any], *, overrides: list[str]) -> None:
+        """Writes config.yaml, and adds a start to run.json: the overrides, versions, and the commit."""
+        packages = ("torch", "torchvision", "numpy", "hydra-core", "omegaconf")
+        start = {
+            "began": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "overrides": overrides,
+            "versions": {"gancli": __version__, "python": platform.python_version()}
+            | {name: metadata.version(name) for name in packages},
+            "git_commit": git_commit(),
+        }
+        self._write_starts([*self.starts(), start])
+        atomic_write(self.config, yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True).encode())
+
+    def record_end(self, how: str) -> None:
+        """Adds to run.json how the last start ended."""
+        starts = self.starts()
+        starts[-1]["ended"] = how
+        self._write_starts(starts)
+
+    def starts(self) -> list[Row]:
+        """Returns one row per start, oldest first; none where the file is missing or damaged."""
+        starts = self._read_record().get("starts", [])
+        return [start for start in starts if isinstance(start, dict)] if isinstance(starts, list) else []
+
+    def _read_record(self) -> Row:
+        try:
+            record = json.loads(self.record.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return record if isinstance(record, dict) else {}
+
+    def _write_starts(self, starts: list[Row]) -> None:
+        atomic_write(self.record, json.dumps({"format": FORMAT, "starts": starts}, indent=2).encode())
+
+    def last_log_line(self) -> str:
+        """Returns the last line of the log without its date, such as why a job failed. A traceback has no dates."""
+        try:
+            lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError:
+            return ""
+        dated = [line.split("] ", 1)[1] for line in lines if re.match(r"\[\d{4}-.*?\]\[.*?\]\[[A-Z]+\] ", line)]
+        return dated[-1] if dated else ""
+
+    # Rows of scalars and evaluations
+
+    def append_metrics(self, row: Row) -> None:
+        """Appends a row with `images`, `seconds` and scalars. Raises OSError."""
+        _append(self.metrics, row)
+
+    def append_evaluation(self, row: Row) -> None:
+        """Appends an evaluation with its protocol, and by which version it was made. Raises OSError."""
+        _append(self.evaluations, {**row, **provenance()})
+
+    def read_metrics(self) -> list[Row]:
+        """Returns the rows of metrics.jsonl, oldest first."""
+        return _read(self.metrics)
+
+    def read_evaluations(self, *, by: str | None = None) -> list[Row]:
+        """Returns the rows of evaluations.jsonl, oldest first. by: "train" or "evaluate", None for both."""
+        rows = [row for row in _read(self.evaluations) if isinstance(row.get("values"), dict)]
+        return [row for row in rows if by is None or row.get("by") == by]
+
+    def truncate_after(self, images: int) -> None:
+        """Deletes the rows that training wrote after more than `images` images, and lines that were cut off.
+
+        A run that was killed after its last checkpoint, or was rolled back, takes those steps again.
+        """
+        _keep(self.metrics, lambda row: row["images"] <= images)
+        _keep(self.evaluations, lambda row: row.get("by") != "train" or row["images"] <= images)
+
+    # Diagnostics
+
+    def write_diagnostic(self, name: str, content: Mapping[str, Any]) -> None:
+        """Writes what the diagnostic `name` found. Raises OSError."""
+        self.theory.mkdir(exist_ok=True)
+        atomic_write(self.theory / f"{name}.json", json.dumps(dict(content), indent=1).encode())
+
+    def read_diagnostic(self, name: str) -> Row:
+        """Returns what the diagnostic `name` found; an empty dict where it left nothing."""
+        try:
+            found = json.loads((self.theory / f"{name}.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+
+def _append(file: Path, row: Row) -> None:
+    with open(file, "ab+") as lines:
+        if lines.tell() > 0:
+            lines.seek(-1, 2)
+            if lines.read(1) != b"\n":  # the last line was cut off
+                lines.write(b"\n")
+        lines.write(json.dumps(row).encode() + b"\n")
+
+
+def _parse(line: bytes) -> Row | None:
+    """Returns the row, or None for a line that was cut off or is no row."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    known = isinstance(row, dict) and isinstance(row.get("images", 0), (int, float))
+    return row if known else None
+
+
+def _read(file: Path) -> list[Row]:
+    try:
+        lines = file.read_bytes().splitlines()
+    except OSError:  # a run without any
+        return []
+    return [row for row in map(_parse, lines) if row is not None and "images" in row]
+
+
+def _keep(file: Path, wanted: Callable[[Row], bool]) -> None:
+    if not file.exists():
+        return
+    lines = file.read_bytes().splitlines(keepends=True)
+    kept = [line for line in lines if (row := _parse(line)) is not None and "images" in row and wanted(row)]
+    if kept != lines:
+        atomic_write(file, b"".join(kept))
+
+
+def settings_to_continue(
+    folder: RunFolder, settings: Mapping[str, Any], *, overrides: list[str]
+) -> tuple[dict[str, Any], bool]:
+    """Returns the settings to train by, and whether a run in `folder` is continued.
+
+    With `resume=<folder>` they are the run's own settings, with what `overrides` give on top. Compares texts only
+    and imports nothing that they name. Raises UserError where continuing would lose or mix up something.
+    """
+    resume, settings = str(settings["resume"]), dict(settings)
+    if not folder.exists():
+        return settings, False
+    if resume == "never" and was_restarted():
+        resume = "auto"  # the scheduler repeats the same command line
+    if resume == "never":
+        raise UserError(f"{folder.path} holds a run already; resume=auto continues it, or choose another hydra.run.dir")
+    if resume == "auto":
+        saved = folder.settings(trust=[str(node["_target_"]).split(".")[0] for _, node in nodes(settings)])
+    else:
+        saved = folder.settings(trust=settings["trust"])
+        if not any(override.startswith("experiment=") for override in overrides):  # which sets everything
+            settings = _apply_overrides(saved, settings, overrides)
+    changed = config.differences(saved, settings)
+    if changed:
+        raise UserError(
+            f"{folder.path} was trained with other settings, so it cannot go on with these:\n  "
+            + "\n  ".join(changed)
+            + "\nUse the run's own settings, or start a new run in another hydra.run.dir."
+        )
+    return settings, True
+
+
+def _apply_overrides(saved: Mapping[str, Any], settings: Mapping[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """Returns the saved settings, with those of `settings` that `overrides` name."""
+    merged: dict[str, Any] = copy.deepcopy(dict(saved))
+    for override in overrides:
+        key = override.lstrip("+~").partition("=")[0]
+        *parents, last = key.partition("@")[2].split(".") if "@" in key else key.split(".")
+        into, value = merged, settings
+        for name in parents:
+            child, below = into.get(name), value.get(name)
+            into[name] = child if isinstance(child, dict) else {}
+            into, value = into[name], below if isinstance(below, Mapping) else {}
+        if last in value:
+            into[last] = value[last]
+        else:
+            into.pop(last, None)
+    return merged
+
+
+def provenance() -> dict[str, str | None]:
+    """Returns the version and the commit that compute, for the protocol of a number."""
+    return {"gancli": __version__, "git_commit": git_commit()}
+
+
+@cache
+def git_commit() -> str | None:
+    """Returns the commit of the checkout that the package runs from, with "+changes" where files differ from it."""
+    checkout = Path(__file__).resolve().parents[2]
+    if not (checkout / ".git").exists():
+        return None
+    try:
+        command = ["git", "-C", str(checkout), "describe", "--always", "--abbrev=40", "--dirty=+changes", "--exclude=*"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

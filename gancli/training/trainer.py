@@ -1,0 +1,309 @@
+"""The training loop. It sequences the parts; the maths of a step is in `updates`, what is shown in `logging`."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gancli.datasets.base import Dataset
+from gancli.distributed.process_group import ProcessGroup
+from gancli.distributed.signals import Request, Signals
+from gancli.errors import Diverged, SettingError, UserError, require_at_least
+from gancli.game import PLAYERS, Game, decision_threshold
+from gancli.optimizers import ScheduledOptimizer
+from gancli.randomness import random_state, set_random_state
+from gancli.training import accumulation
+from gancli.training.checkpoint import Checkpoints
+from gancli.training.ema import EMA
+from gancli.training.evaluation import PeriodicEvaluation
+from gancli.training.logging import Logger, Position
+from gancli.updates import PlayerUpdate, Update
+
+log = logging.getLogger(__name__)
+
+
+class Trainer:
+    """Trains `game` until `images` real images were seen or `minutes` have passed, whichever is first.
+
+    images, minutes: either may be None, not both. max_time: minutes of this start, including the `startup_seconds`
+    before its first step, after which the run saves and stops, to be resumed. batch_size: images per step over all
+    processes. accumulate: micro-batches into which each process divides its shard of a batch, to save memory.
+    Raises SettingError.
+    """
+
+    def __init__(
+        self,
+        *,
+        game: Game,
+        update: Update,
+        optimizers: dict[str, ScheduledOptimizer],
+        ema: EMA,
+        dataset: Dataset,
+        checkpoints: Checkpoints,
+        logger: Logger,
+        evaluation: PeriodicEvaluation,
+        process_group: ProcessGroup,
+        seed: int,
+        batch_size: int = 128,
+        accumulate: int = 1,
+        images: int | None = None,
+        minutes: float | None = None,
+        max_time: float | None = None,
+    ) -> None:
+        self.check_settings(
+            batch_size=batch_size,
+            accumulate=accumulate,
+            images=images,
+            minutes=minutes,
+            max_time=max_time,
+            world_size=process_group.world_size,
+        )
+        if batch_size > len(dataset):
+            raise SettingError(f"batch_size={batch_size}: larger than the data set of {len(dataset)}; make it smaller")
+        self.game, self.update, self.optimizers, self.ema = game, update, optimizers, ema
+        self.dataset, self.checkpoints, self.process_group = dataset, checkpoints, process_group
+        self.logger, self.evaluation, self.health = logger, evaluation, evaluation.health
+        self.seed, self.batch_size, self.accumulate = seed, batch_size, accumulate
+        self.length, self.minutes, self.max_time = images, minutes, max_time
+        self.step_images = batch_size * update.discriminator_steps
+        self.step = 0
+        self.seconds = 0.0  # of training, over all starts of the run
+        self.startup_seconds = 0.0  # of this start before the first step, the same in all processes
+        self.rollbacks = 0
+        self.lr_factor = 1.0  # on both learning rates, lowered by each rollback
+        self.stopped_by: signal.Signals | str | None = None
+
+    @staticmethod
+    def check_settings(
+        *,
+        batch_size: int,
+        accumulate: int,
+        images: int | None,
+        minutes: float | None,
+        max_time: float | None,
+        world_size: int = 1,
+    ) -> None:
+        """Raises SettingError with everything that is wrong whatever the data."""
+        errors = []
+        try:
+            require_at_least(1, batch_size=batch_size, accumulate=accumulate, images=images)
+        except SettingError as error:
+            errors.append(str(error))
+        if images is None and minutes is None:
+            errors.append("images=null, minutes=null: one of them must say when to stop")
+        times = {"minutes": minutes, "max_time": max_time}
+        errors += [
+            f"{name}={value}: a time above 0" for name, value in times.items() if not (value is None or value > 0)
+        ]
+        parts = world_size * accumulate
+        if parts > 1 and batch_size % parts:
+            errors.append(
+                f"batch_size={batch_size}: does not divide by {world_size} processes times accumulate={accumulate}"
+            )
+        if errors:
+            raise SettingError("\n".join(errors))
+
+    @property
+    def images(self) -> int:
+        """Real images seen."""
+        return self.step * self.step_images
+
+    @property
+    def progress(self) -> float:
+        """Share of the run that is done, 0 to 1."""
+        by_images = self.images / self.length if self.length else 0.0
+        by_time = self.seconds / (60 * self.minutes) if self.minutes else 0.0
+        return min(max(by_images, by_time), 1.0)
+
+    @property
+    def position(self) -> Position:
+        """Where the run stands, for logging and evaluation."""
+        return Position(images=self.images, step_images=self.step_images, seconds=self.seconds, progress=self.progress)
+
+    def fit(self, signals: Signals | None = None) -> None:
+        """Trains to the end, or until a signal, and leaves a checkpoint of the last step.
+
+        signals: may have received some already. Raises Diverged, Collapsed, OSError.
+        """
+        self.saved_images = -1 if self.step == 0 else self.images
+        self.logger.open(self.position, length=self.length, minutes=self.minutes)
+        earlier = self.seconds
+        began = time.monotonic() - earlier
+        try:
+            with (signals or Signals()).listening() as signals:
+                while self.progress < 1.0 and self.stopped_by is None:
+                    request = Request()
+                    try:
+                        record = self.train_step()
+                        self.seconds, request = signals.poll(self.process_group, time.monotonic() - began)
+                        self.logger.log_step(self.position, record)
+                        if self.evaluation.is_due(self.position):
+                            self.evaluate()
+                    except Diverged as error:
+                        self.rollback(error)
+                    due = self.position.passed(self.checkpoints.every) and self.saved_images < self.images
+                    if request.save or due:
+                        self.save()
+                    here = self.startup_seconds + self.seconds - earlier
+                    late = self.max_time is not None and here >= 60 * self.max_time
+                    self.stopped_by = request.stop or ("train.max_time" if late else None)
+                    if request.requeue:
+                        signals.requeue(self.process_group)
+                if self.saved_images != self.images:
+                    self.save()
+        finally:
+            self.logger.close(self.position)
+
+    def train_step(self) -> dict[str, Tensor | float]:
+        """One step of the game: gradients, guard, optimizers, EMA. Returns what there is to log."""
+        progress, record = self.progress, dict[str, Any]()
+        self.game.augment.prepare(progress)
+        for update in self._player_updates(progress):
+            record |= self._guard(update)
+            for player in update.players:
+                self.optimizers[player].step(progress, lr_factor=self.lr_factor)
+                record[f"lr/{player}"] = self.optimizers[player].lr
+        self.ema.update(self.game.generator, images=self.images, step_images=self.step_images, progress=progress)
+        self.step += 1
+        return record
+
+    def _player_updates(self, progress: float) -> Iterator[PlayerUpdate]:
+        return accumulation.player_updates(
+            self.update,
+            self.game,
+            self._batch,
+            self.process_group,
+            accumulate=self.accumulate,
+            step=self.step,
+            progress=progress,
+        )
+
+    def _batch(self, part: int, k: int) -> tuple[Tensor, Tensor | None]:
+        """Returns a part of the step's k-th real batch: (B, *shape), and labels (B,) where the players take them."""
+        samples, labels = self.dataset.batch(
+            self.step * self.update.discriminator_steps + k,
+            size=self.batch_size,
+            seed=self.seed,
+            rank=part,
+            world_size=self.game.stream.parts,
+        )
+        return samples, labels if self.game.generator.num_classes else None
+
+    def _guard(self, update: PlayerUpdate) -> dict[str, Tensor | float]:
+        """Raises Diverged before the optimizers where a loss or a gradient is not finite. Waits for the device once."""
+        norms = {player: _gradient_norm(self.optimizers[player].parameters) for player in update.players}
+        named = {f"loss/{player}": value for player, value in update.losses.items()}
+        named |= {f"penalty/{name}": value for name, value in update.penalties.items()}
+        named |= {f"grad_norm/{player}": norm for player, norm in norms.items()}
+        numbers = dict(zip(named, torch.stack(list(named.values())).tolist(), strict=True))
+        for name, number in numbers.items():
+            if not abs(number) < float("inf"):
+                raise Diverged(self._divergence_message(name, number), good_images=self.images)
+        record: dict[str, Tensor | float] = dict(numbers)
+        if update.real_logits is not None and update.fake_logits is not None:
+            threshold = decision_threshold(update.real_logits, update.fake_logits, self.game.loss)
+            self.game.augment.observe(update.real_logits, update.fake_logits, threshold=threshold)
+            record |= {"real_logits": update.real_logits, "fake_logits": update.fake_logits}
+        return record
+
+    def _divergence_message(self, name: str, number: float) -> str:
+        kind, _, of = name.partition("/")
+        player = "discriminator" if kind == "penalty" else of
+        what = {"loss": "loss", "penalty": f"penalty {of}", "grad_norm": "gradient"}[kind]
+        files = self.checkpoints.files()
+        return (
+            f"the {player}'s {what} became {number} at step {self.step} (after {self.images} images); "
+            "the update was not made.\n"
+            f"  last good checkpoint: {files[-1] if files else 'none yet'}\n"
+            "  try, in a new run: a lower optimizer.discriminator.lr or optimizer.generator.lr, "
+            "a larger penalty weight (penalty.r1.weight), another loss, or device.precision=float32"
+        )
+
+    def evaluate(self) -> None:
+        """Measures the averaged generator and keeps the best checkpoint. Raises Collapsed."""
+        result = self.evaluation.evaluate(self.ema.network, self.game, seed=self.seed, position=self.position)
+        if result.is_best and self.process_group.is_main_process:
+            self.checkpoints.save_best(self.state_dict(), images=self.images)
+        self.evaluation.check_health(result, self.position)
+
+    def rollback(self, error: Diverged) -> None:
+        """Goes back to the newest checkpoint after at most `error.good_images`, with lower learning rates.
+
+        Raises `error` where the health monitor was not told to do so, did it too often, or has no checkpoint.
+        """
+        group, state = self.process_group, None
+        group.barrier()  # until the main process has written all that it was to write
+        if self.health.action == "rollback" and self.rollbacks < self.health.rollbacks:
+            state = self.checkpoints.newest_on_all_processes(group, up_to=error.good_images)
+        if state is None:
+            raise error
+        seconds, rollbacks, lr_factor = self.seconds, self.rollbacks, self.lr_factor
+        self.load_state_dict(state, rollback=True)
+        self.seconds, self.rollbacks = seconds, rollbacks + 1
+        self.lr_factor = lr_factor * self.health.lower_lr
+        group.barrier()  # until all processes have read the checkpoint
+        if group.is_main_process:
+            self.checkpoints.delete_after(self.images)
+        self.logger.rewind(self.position)
+        self.save()
+        log.warning("%s\n  back to %s images, learning rates times %g", error, f"{self.images:,}", self.lr_factor)
+
+    def save(self) -> None:
+        """Writes a checkpoint, and keeps the one that a rollback would go to."""
+        healthy = self.evaluation.healthy_images if self.health.action == "rollback" else None
+        if self.process_group.is_main_process:
+            self.checkpoints.save(self.state_dict(), images=self.images, healthy_images=healthy)
+        self.saved_images = self.images
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns all that the rest of the run depends on, as tensors and plain values."""
+        return {
+            "step": self.step,
+            "shape": list(self.dataset.shape),
+            "samples": len(self.dataset),
+            "num_classes": self.game.generator.num_classes,
+            "seconds": self.seconds,
+            "rollbacks": self.rollbacks,
+            "lr_factor": self.lr_factor,
+            "generator": self.game.generator.state_dict(),
+            "discriminator": self.game.discriminator.state_dict(),
+            "ema": self.ema.network.state_dict(),
+            "optimizers": {player: self.optimizers[player].state_dict() for player in PLAYERS},
+            "augment": self.game.augment.state_dict(),
+            "logging": self.logger.state_dict(),
+            "evaluation": self.evaluation.state_dict(),
+            "random": random_state(self.game.stream),
+        }
+
+    def load_state_dict(self, state: dict[str, Any], *, rollback: bool = False) -> None:
+        """Goes on exactly where `state` was taken.
+
+        rollback: within one run, whose evaluations and time stay. Raises UserError, and what torch raises where the
+        state does not fit.
+        """
+        if state["samples"] != len(self.dataset):
+            raise UserError(f"the data set had {state['samples']} samples, and has {len(self.dataset)} now")
+        self.game.generator.load_state_dict(state["generator"])
+        self.game.discriminator.load_state_dict(state["discriminator"])
+        self.ema.network.load_state_dict(state["ema"])
+        for player in PLAYERS:
+            self.optimizers[player].load_state_dict(state["optimizers"][player])
+        self.game.augment.load_state_dict(state["augment"])
+        self.logger.load_state_dict(state["logging"])
+        self.evaluation.load_state_dict(state["evaluation"], rollback=rollback)
+        set_random_state(state["random"], self.game.stream)
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.rollbacks, self.lr_factor = state["rollbacks"], state["lr_factor"]
+
+
+def _gradient_norm(parameters: list[Any]) -> Tensor:
+    """Returns the Euclidean norm of all the gradients together, 0-dim."""
+    norms = torch._foreach_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    total: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+    return total

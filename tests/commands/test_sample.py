@@ -1,0 +1,117 @@
+"""`gancli sample`: what it writes, and that image i depends on the seed and i alone."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import TINY
+from PIL import Image
+
+
+def arrays(cli, run, name, *overrides):
+    result = cli("sample", f"run={run}", "format=npz", f"out={name}.npz", *overrides)
+    assert result.status == 0, result.err
+    with np.load(f"{name}.npz", allow_pickle=False) as file:
+        return dict(file)
+
+
+def test_arrays_and_their_shapes(cli, trained):
+    got = arrays(cli, trained, "a", "count=10")
+    assert got["images"].shape == (10, 8, 8, 1) and got["images"].dtype == np.uint8
+    assert got["z"].shape == (10, 8) and got["z"].dtype == np.float32
+    assert got["labels"].tolist() == [-1] * 10
+
+
+def test_an_image_does_not_depend_on_count_or_batch_size(cli, trained):
+    whole = arrays(cli, trained, "a", "count=70", "batch_size=64")
+    for name, count, batch_size in [("b", 70, 7), ("c", 5, 64), ("d", 1, 1), ("e", 64, 64)]:
+        part = arrays(cli, trained, name, f"count={count}", f"batch_size={batch_size}")
+        assert np.array_equal(part["images"], whole["images"][:count])
+        assert np.array_equal(part["z"], whole["z"][:count])
+
+
+def test_the_seed_matters_and_so_do_the_weights(cli, trained):
+    a = arrays(cli, trained, "a")["images"]
+    assert not np.array_equal(a, arrays(cli, trained, "b", "seed=1")["images"])
+    assert not np.array_equal(a, arrays(cli, trained, "c", "weights=raw")["images"])
+    assert np.array_equal(a, arrays(cli, trained, "d")["images"])
+
+
+def test_noise_past_a_block_is_no_repetition(cli, trained):
+    z = arrays(cli, trained, "a", "count=1030")["z"]
+    assert len(np.unique(z, axis=0)) == 1030
+
+
+def test_truncation_keeps_to_the_middle(cli, trained):
+    assert np.abs(arrays(cli, trained, "a")["z"]).max() > 2
+    assert np.abs(arrays(cli, trained, "b", "truncation=0.5")["z"]).max() <= 0.5
+
+
+def test_every_format_and_its_default_place(cli, trained, tmp_path):
+    run = shutil.copytree(trained, tmp_path / "run")
+    for kind, count in (("grid", 9), ("png", 3), ("gif", 2), ("npz", 2)):
+        result = cli("sample", f"run={run}", f"format={kind}", f"count={count}")
+        assert result.status == 0, result.err
+    made = {path.name.split("-")[0]: path for path in (run / "samples").iterdir()}
+    assert set(made) == {"grid", "png", "gif", "npz", "images"}
+    assert [p.name for p in sorted(made["png"].iterdir())] == ["00000.png", "00001.png", "00002.png"]
+    with Image.open(made["png"] / "00000.png") as image, np.load(made["npz"]) as file:
+        assert np.array_equal(np.asarray(image), file["images"][0, :, :, 0])
+    with Image.open(made["gif"]) as gif:
+        assert gif.n_frames > 12
+
+
+def test_nothing_is_overwritten_silently(cli, trained):
+    Path("a.png").write_bytes(b"precious")
+    result = cli("sample", f"run={trained}", "out=a.png")
+    assert result.status == 2 and "overwrite=true" in result.err
+    assert Path("a.png").read_bytes() == b"precious"
+    assert cli("sample", f"run={trained}", "out=a.png", "overwrite=true").status == 0
+    assert Path("a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_labels_of_a_conditional_run(cli, train):
+    run = train("conditional=true")
+    assert arrays(cli, run, "a", "count=12")["labels"].tolist() == [*range(10), 0, 1]
+    assert arrays(cli, run, "b", "count=4", "labels=[3,5]")["labels"].tolist() == [3, 5, 3, 5]
+    result = cli("sample", f"run={run}", "labels=10")
+    assert result.status == 2 and "classes of this run are 0 to 9" in result.err
+
+
+def test_points(cli):
+    words = [word for word in TINY if "channels" not in word]
+    assert cli("train", *words, "dataset=gaussian_ring", "network=mlp", "hydra.run.dir=run").status == 0
+    got = arrays(cli, "run", "a", "count=5")
+    assert got["points"].shape == (5, 2) and got["points"].dtype == np.float32
+    assert cli("sample", "run=run", "out=ring.png").status == 0
+    assert cli("sample", "run=run", "format=gif").status == 2
+
+
+def test_a_checkpoint_by_its_number(cli, train):
+    run = train("checkpoint.every=32")
+    a, b = (arrays(cli, run, name, f"checkpoint={name}")["images"] for name in ("32", "64"))
+    assert not np.array_equal(a, b)
+    assert np.array_equal(b, arrays(cli, run, "last")["images"])
+    result = cli("sample", f"run={run}", "checkpoint=33")
+    assert result.status == 2 and "32, 64" in result.err
+    result = cli("sample", f"run={run}", "checkpoint=best")
+    assert result.status == 2 and "best" in result.err
+
+
+def test_the_data_set_is_not_needed(cli, trained, tmp_path):
+    run = shutil.copytree(trained, tmp_path / "run")
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace("gancli.datasets.digits.Digits", "somebody.elses.Photos"))
+    assert cli("sample", f"run={run}", "out=a.png").status == 0
+
+
+@pytest.mark.parametrize(
+    "foreign", ["os.system", "gancli.device.random.Random", "gancli.cli.os.system", "torch.hub.load"]
+)
+def test_a_run_folder_never_runs_foreign_code(cli, trained, tmp_path, foreign):
+    run = shutil.copytree(trained, tmp_path / "run")
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace("gancli.priors.Gaussian", foreign))
+    result = cli("sample", f"run={run}")
+    assert result.status == 2 and "runs their code" in result.err

@@ -1,0 +1,274 @@
+"""Several processes train one run: the same losses, one folder, one message, and nobody hangs."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY
+
+from gancli.distributed import launch
+from gancli.distributed.launch import ProcessInfo
+from gancli.training.checkpoint import Checkpoints
+
+HERE = Path(__file__).parent
+LENGTH = ["train.batch_size=16", "train.images=800", "log.every=16", "checkpoint.every=400", "log.pictures=800"]
+SMALL = [*TINY, *LENGTH, "device.threads=1", "diagnostic=none"]
+RUNS = {
+    "default": ["evaluation.every=400", "evaluation.count=300", "evaluation.reference_count=300"],
+    "batch_norm": ["network.discriminator.norm=batch", "loss=hinge"],
+    "minibatch": [
+        "network.discriminator.minibatch=std",
+        "network.generator.norm=none",
+        "loss=relativistic",
+        "penalty=[r1,r2]",
+    ],
+    "discrimination": ["network.discriminator.minibatch=discrimination", "augment=ada"],
+    "alternating": ["update=alternating", "update.discriminator_steps=2", "loss=wasserstein", "penalty=[wgan_gp]"],
+    "conditional": ["conditional=true", "dataset.flip=true", "augment=diffaugment"],
+    "packed": ["pack=2", "update=simultaneous"],
+}
+SHORT = ["train.images=320"]
+NO_BATCH_NORM = ["network.generator.norm=none", "augment=diffaugment", "update=alternating"]
+
+
+def port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def start(size, *command, cwd=None, **environment):
+    """One process per rank, as torchrun sets them up."""
+    common = {
+        "WORLD_SIZE": size,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port(),
+        "OMP_NUM_THREADS": 1,
+        **environment,
+    }
+    return [
+        subprocess.Popen(
+            [sys.executable, *map(str, command)],
+            env=os.environ | {name: str(value) for name, value in {**common, "RANK": rank, "LOCAL_RANK": rank}.items()},
+            cwd=cwd,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(size)
+    ]
+
+
+def ended(processes):
+    """(status, stderr) of each; a rank that hangs is a failure."""
+    try:
+        outs = [process.communicate(timeout=300)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(process.returncode, err) for process, err in zip(processes, outs, strict=True)]
+
+
+def together(size, orders, folder):
+    file = folder / f"orders-{size}.json"
+    file.write_text(
+        json.dumps({name: {"overrides": o, "folder": str(folder / f"{name}-{size}")} for name, o in orders.items()})
+    )
+    for status, err in ended(start(size, HERE / "several.py", file)):
+        assert status == 0, err
+
+
+def rows(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def resumed(folder):
+    """After how many images the run went on, for each time that it did."""
+    log = (folder / "train.log").read_text()
+    return [int(found.replace(",", "")) for found in re.findall(r"resumed after ([\d,]+) images", log)]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Fifty steps of the default on 1, 2 and 4 processes, some of the others on 1 and 2, of one in micro-batches."""
+    folder = tmp_path_factory.mktemp("several")
+    for size in (1, 2, 4):
+        orders = {"default": [*SMALL, *RUNS["default"]]}
+        if size < 4:
+            orders = {name: [*SMALL, *SHORT, *overrides] for name, overrides in RUNS.items()} | orders
+            orders["whole"] = [*SMALL, *SHORT, *NO_BATCH_NORM]
+            orders["micro"] = [*SMALL, *SHORT, *NO_BATCH_NORM, f"train.accumulate={4 // size}"]
+        together(size, orders, folder)
+    return folder
+
+
+def assert_like(one, other):
+    assert len(one) == len(other) >= 10
+    for a, b in zip(one, other, strict=True):
+        for name in (name for name in a if name.startswith(("loss/", "penalty/", "augment/", "accuracy/", "logits/"))):
+            assert b[name] == pytest.approx(a[name], rel=1e-4, abs=1e-5), (name, a["images"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
+def test_any_number_of_processes_trains_the_same_run(trained, name):
+    one = rows(trained / f"{name}-1")
+    for size in (2, 4) if name == "default" else (2,):
+        assert_like(one, rows(trained / f"{name}-{size}"))
+
+
+@pytest.mark.slow
+def test_micro_batches_train_the_same_run(trained):
+    whole = rows(trained / "whole-1")
+    for size in (1, 2):
+        assert_like(whole, rows(trained / f"micro-{size}"))
+
+
+@pytest.mark.slow
+def test_the_comparison_above_can_fail(trained):
+    with pytest.raises(AssertionError):
+        assert_like(rows(trained / "packed-1"), rows(trained / "conditional-1"))
+
+
+@pytest.mark.slow
+def test_one_folder_is_written_and_evaluated(trained):
+    folder = trained / "default-2"
+    assert {p.name for p in folder.iterdir()} >= {"config.yaml", "metrics.jsonl", "samples.png", "evaluations.jsonl"}
+    assert len(list(folder.glob("events.*"))) == 1
+    values = [
+        [
+            json.loads(line)["values"]["fid"]
+            for line in (trained / f"default-{size}" / "evaluations.jsonl").read_text().splitlines()
+        ]
+        for size in (1, 2, 4)
+    ]
+    assert values[1] == pytest.approx(values[0], rel=1e-3) and values[2] == pytest.approx(values[0], rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [1, 4])
+def test_a_checkpoint_of_two_goes_on_with_another_number(trained, tmp_path, size):
+    import shutil
+
+    folder = tmp_path / f"default-{size}"
+    shutil.copytree(trained / "default-2", folder)
+    (folder / "checkpoints" / "images-000000000800.pt").unlink()
+    together(size, {"default": [*SMALL, *RUNS["default"], "resume=auto"]}, tmp_path)
+    assert_like(rows(trained / "default-1"), rows(folder))
+    a, b = (Checkpoints(run / "checkpoints").pick("last")[1] for run in (trained / "default-1", folder))
+    for name, weight in a["generator"].items():
+        assert torch.allclose(weight.float(), b["generator"][name].float(), rtol=1e-3, atol=1e-4), name
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_other(tmp_path):
+    command = [
+        "-m",
+        "gancli",
+        "train",
+        f"hydra.run.dir={tmp_path}/run",
+        *SMALL,
+        "train.images=4000",
+        "checkpoint.every=80",
+    ]
+    processes = start(2, *command)
+    began = time.monotonic()
+    while not list((tmp_path / "run").glob("checkpoints/*.pt")):
+        time.sleep(0.1)
+        assert time.monotonic() - began < 120
+    processes[1].send_signal(signal.SIGKILL)
+    (status, err), _ = ended(processes)
+    assert status == 1 and "without a word" in err and "Traceback" not in err
+
+
+@pytest.mark.slow
+def test_torchrun_restarts_after_a_kill_and_the_run_goes_on(tmp_path):
+    """The real torchrun; one of its two workers is killed with -9."""
+    run = tmp_path / "run"
+    words = [f"hydra.run.dir={run}", *SMALL, "train.images=4000", "checkpoint.every=80"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
+    agent = subprocess.Popen(
+        [*command, "-m", "gancli", "train", *words],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    began = time.monotonic()
+    while not list(run.glob("checkpoints/*.pt")):
+        time.sleep(0.1)
+        assert time.monotonic() - began < 240 and agent.poll() is None
+    children = (Path(f"/proc/{agent.pid}/task/{agent.pid}/children")).read_text().split()
+    workers = [child for child in children if "RANK=1" in Path(f"/proc/{child}/environ").read_text().split("\0")]
+    os.kill(int(workers[0]), signal.SIGKILL)
+    _, err = agent.communicate(timeout=300)
+    assert agent.returncode == 0, err
+    assert resumed(run)[0] > 0
+    assert Checkpoints(run / "checkpoints").pick("last")[1]["images"] == 4000
+    seen = [row["images"] for row in rows(run)]
+    assert seen == sorted(set(seen)) and seen[-1] == 4000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words, statuses",
+    [(["seed=0,1"], [2, 2]), (["train.batch_size=15,16"], [2, 2])],
+    ids=["the first meets it", "each meets it"],
+)
+def test_an_error_in_a_sweep_of_several_processes_hangs_nobody(tmp_path, words, statuses):
+    (tmp_path / "sweep" / "0").mkdir(parents=True)
+    if words[0].startswith("seed"):
+        (tmp_path / "sweep" / "0" / "config.yaml").write_text("seed: 0")
+    command = [sys.executable, "-m", "gancli", "train", "-m", f"hydra.sweep.dir={tmp_path}/sweep", *SMALL, *words]
+    results = ended(start(2, *command[1:], "train.images=32", cwd=tmp_path))
+    assert [status for status, _ in results] == statuses
+    said = "".join(err for _, err in results)
+    assert said.count("gancli: error") == 1 and "Traceback" not in said
+    if words[0].startswith("seed"):  # an error of all: the next job is trained
+        assert Checkpoints(tmp_path / "sweep" / "1" / "checkpoints").pick("last")[1]["images"] == 32
+    assert {path.name for path in tmp_path.iterdir()} == {"sweep"}, "nothing else is written"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "override, text",
+    [
+        ("train.batch_size=15", "train.batch_size=15: does not divide by 2 processes"),
+        ("penalty=[consensus]", "penalty.consensus: is of the whole batch's gradient"),
+        ("dataset=none_such", "none_such"),
+    ],
+)
+def test_a_mistake_is_told_once(tmp_path, override, text):
+    results = ended(start(2, "-m", "gancli", "train", f"hydra.run.dir={tmp_path}/run", *SMALL, override))
+    said = "".join(err for _, err in results)
+    assert said.count("gancli: error") == 1 and text in said and "Traceback" not in said
+    assert [status for status, _ in results] == [2, 2]
+
+
+def test_places():
+    torchrun = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "5"}
+    assert launch.place(torchrun) == ProcessInfo(rank=3, world_size=4, local_rank=1, address="a", port=5)
+    step = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "1"}
+    step |= {"SLURM_STEP_NODELIST": "gpu[03-04,7]-ib,x", "SLURM_JOB_ID": "40007"}
+    assert launch.place(step) == ProcessInfo(rank=1, world_size=2, local_rank=1, address="gpu03-ib", port=20007)
+    # A batch script's own shell knows the number of tasks, and has no peers.
+    assert launch.place({"SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"}).world_size == 1
+    assert launch.place({}) == ProcessInfo()
+    local = {"SUBMITIT_EXECUTOR": "local", "SUBMITIT_LOCAL_NTASKS": "2", "SUBMITIT_LOCAL_GLOBALID": "1"}
+    local |= {"SUBMITIT_LOCAL_LOCALID": "1", "SUBMITIT_LOCAL_JOB_ID": "40001"}
+    assert launch.place(local) == ProcessInfo(rank=1, world_size=2, local_rank=1, port=20001)
+    assert launch.place(local | {"SUBMITIT_LOCAL_NTASKS": "1"}).world_size == 1
+
+
+@pytest.mark.parametrize(
+    "nodes, name", [("node1", "node1"), ("a,b", "a"), ("n[1-2]", "n1"), ("gpu[007,9]", "gpu007"), ("a-1,b[2-3]", "a-1")]
+)
+def test_first_host(nodes, name):
+    assert launch.first_host(nodes) == name

@@ -1,3 +1,3 @@
 """gancli: train generative adversarial networks from the shell, from composed YAML."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

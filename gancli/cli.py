@@ -1,4 +1,4 @@
-"""The command line. Hydra composes and launches; torch is imported only once a command is at work."""
+"""The command line. Hydra composes and launches; torch is imported only when a command starts its work."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ import os
 import sys
 
 from gancli import __version__
+from gancli.commands.sweeps import chosen_launcher, first_run, is_multirun
 from gancli.distributed.launch import process_info
 
 COMMANDS = {
     "train": "train a GAN and leave a run folder with checkpoints, pictures and logs",
     "sample": "make images with the generator of a run folder",
     "evaluate": "measure the samples of a run, or one folder of images against another",
-    "doctor": "say what `gancli train` with the same words would take",
+    "doctor": "estimate time and memory of `gancli train` with the same arguments",
     "report": "put the runs of a sweep into one table and one page",
-    "theory": "show what the theory says: of one run, or in experiments and a report of their own",
+    "theory": "write a report of experiments that test the theory of GANs, or diagnose one run",
 }
-QUIET = [  # of a process that is not the first: it leaves no folder and no log
+NO_OUTPUT = [  # for a process that is not the main process: Hydra makes no folder and no log
     *("hydra.run.dir=.", "hydra.sweep.dir=.", "hydra.sweep.subdir=.", "hydra.output_subdir=null"),
     *("hydra/job_logging=disabled", "hydra/hydra_logging=disabled"),
 ]
-SWEEP, SHOWN = {"-m", "--multirun"}, {"--cfg", "-c", "--help", "-h", "--info", "-i"}
+PRINT_FLAGS = {"--cfg", "-c", "--help", "-h", "--info", "-i"}  # with which Hydra prints and runs nothing
 USAGE = """gancli {version}: train generative adversarial networks from composed YAML
 
 usage: gancli COMMAND [group=choice …] [key=value …]
@@ -30,7 +31,7 @@ commands:
 {commands}
 
 examples:
-  gancli train                                   8x8 digits on the CPU, a minute and a half
+  gancli train                                   8x8 digits on the CPU, in minutes
   gancli train dataset=folder dataset.path=photos dataset.resolution=64
   gancli sample run=outputs/train/DATE/TIME count=64
   gancli evaluate run=outputs/train/DATE/TIME
@@ -76,11 +77,11 @@ def _dispatch(command: str, overrides: list[str]) -> int:
     from gancli.commands.hydra_app import exit_status
     from gancli.errors import Diverged, UserError
 
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions come to us, who word them
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises its exceptions, which are worded below
     try:
         if command == "train":
             try:
-                overrides = _launched(_lasting(_resumed(overrides)))
+                overrides = _as_sweep_of_one(_require_fixed_folder(_work_in_resumed_folder(overrides)))
             except UserError as error:
                 return _exit_with_error(str(error))
         _hydra(command, overrides)
@@ -93,15 +94,9 @@ def _dispatch(command: str, overrides: list[str]) -> int:
     except ValueError as error:
         if isinstance(error.__cause__, OSError):  # logging could not open its file
             return exit_status(error.__cause__)
-        if "Config group override must be" in str(error):
-            return _exit_with_error(f"{error}; a group has no null, name a choice (penalty=none for no penalty)")
-        if "No trials are completed" in str(error):  # Optuna's, of numbers that were all NaN
-            return _exit_with_error(
-                "hydra/sweeper: no run of this search ended in a number to compare; see objective=…"
-            )
-        return _of_the_launcher(error)
+        return _plugin_error(error, overrides)
     except RuntimeError as error:
-        return _of_the_launcher(error)
+        return _plugin_error(error, overrides)
     except KeyboardInterrupt:
         return 130
     except SystemExit as end:
@@ -115,25 +110,24 @@ def _hydra(command: str, overrides: list[str]) -> None:
     from gancli.commands import hydra_app
     from gancli.config import config_dir
 
-    quiet = [] if process_info().is_main_process else QUIET
-    if quiet and SWEEP & set(overrides):
-        quiet = [*QUIET, f"hydra.sweep.dir='{_elsewhere()}'"]
+    main = process_info().is_main_process
+    added = [] if main else NO_OUTPUT
+    if not main and is_multirun(overrides):
+        added = [*NO_OUTPUT, f"hydra.sweep.dir='{_temporary_folder()}'"]
     if command == "doctor":
-        from gancli.commands.sweeps import one_of
-
-        overrides, runs = one_of(overrides)
-        quiet = [*QUIET[:4], "hydra/job_logging=console"] if process_info().is_main_process else QUIET
-        quiet = [*quiet, "hydra/help=doctor"]
-    # Behind the user's own settings, so that these win, and before a flag's value, such as `--cfg job`.
+        overrides, runs = first_run(overrides)
+        added = [*(NO_OUTPUT[:4] if main else NO_OUTPUT), "hydra/help=doctor"]
+        added += ["hydra/job_logging=console"] if main else []
+    # After the user's own settings, so that these win, and before a flag's value, such as `--cfg job`.
     last = max((index for index, word in enumerate(overrides, start=1) if "=" in word and word[0] != "-"), default=0)
-    sys.argv = [f"gancli {command}", *overrides[:last], *quiet, *overrides[last:]]
+    sys.argv = [f"gancli {command}", *overrides[:last], *added, *overrides[last:]]
     task = hydra_app.doctor(runs) if command == "doctor" else getattr(hydra_app, command)
     name = "train" if command == "doctor" else command
     hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=name)(task)()
 
 
-def _elsewhere() -> str:
-    """A folder for what Hydra writes of a sweep in every process; it goes with this one."""
+def _temporary_folder() -> str:
+    """Returns a folder for what Hydra writes of a sweep in every process; it is deleted with this process."""
     import atexit
     import shutil
     import tempfile
@@ -143,8 +137,8 @@ def _elsewhere() -> str:
     return folder
 
 
-def _resumed(overrides: list[str]) -> list[str]:
-    """For `resume=<run folder>`: Hydra works in that folder, if it is one."""
+def _work_in_resumed_folder(overrides: list[str]) -> list[str]:
+    """Lets Hydra work in the folder of `resume=<run folder>`. Raises UserError where it is no run folder."""
     given = [index for index, text in enumerate(overrides) if text.startswith("resume=")]
     which = overrides[given[-1]].partition("=")[2].strip("'\"") if given else "never"
     if which in ("auto", "never"):
@@ -156,27 +150,26 @@ def _resumed(overrides: list[str]) -> list[str]:
     folder = Path(which).expanduser()
     if not (folder / "config.yaml").is_file():
         raise UserError(f"resume={which}: not a run folder, it has no config.yaml; or say resume=auto or resume=never")
-    if SWEEP & set(overrides):
+    if is_multirun(overrides):
         raise UserError(f"resume={which}: continues one run, so not with -m; a sweep goes on with resume=auto")
     quoted = str(folder).replace("'", "\\'")
     return [*overrides[: given[-1] + 1], f"hydra.run.dir='{quoted}'", *overrides[given[-1] + 1 :]]
 
 
-def _lasting(overrides: list[str]) -> list[str]:
-    """Refuses what torchrun could not continue: its next attempt would work in a folder of another time."""
-    key = "hydra.sweep.dir" if SWEEP & set(overrides) else "hydra.run.dir"
-    again = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0 and not SHOWN & set(overrides)
-    if again and not any(text.startswith(f"{key}=") for text in overrides):
+def _require_fixed_folder(overrides: list[str]) -> list[str]:
+    """Refuses what torchrun could not restart: its next attempt would work in a folder named by another time."""
+    key = "hydra.sweep.dir" if is_multirun(overrides) else "hydra.run.dir"
+    restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0 and not PRINT_FLAGS & set(overrides)
+    if restarts and not any(text.startswith(f"{key}=") for text in overrides):
         from gancli.errors import UserError
 
         raise UserError(f"--max-restarts: a new attempt goes on where the last one saved; give {key}=FOLDER for that")
     return overrides
 
 
-def _launched(overrides: list[str]) -> list[str]:
-    """A launcher, such as Slurm's, takes sweeps only: one run is a sweep of one, in the folder that it was given."""
-    chosen = [text.partition("=")[2] for text in overrides if text.startswith("hydra/launcher=")]
-    if not chosen or chosen[-1] == "basic" or (SWEEP | SHOWN) & set(overrides):
+def _as_sweep_of_one(overrides: list[str]) -> list[str]:
+    """A launcher, such as Slurm's, takes sweeps only: makes one run a sweep of one, in the folder that it was given."""
+    if chosen_launcher(overrides) is None or is_multirun(overrides) or PRINT_FLAGS & set(overrides):
         return overrides
     given = [text.partition("=")[2] for text in overrides if text.startswith("hydra.run.dir=")]  # not read in a sweep
     folder = [f"hydra.sweep.dir={given[-1]}", "hydra.sweep.subdir=."] if given else []
@@ -184,7 +177,7 @@ def _launched(overrides: list[str]) -> list[str]:
 
 
 def _complete(argv: list[str]) -> int:
-    """TAB in a shell: the commands come from here, everything after them from Hydra."""
+    """Completes a command line in a shell: commands from here, everything after them from Hydra."""
     line = os.environ.get("COMP_LINE", "")
     words = line.split()
     if "query=" in " ".join(argv) and (len(words) < 2 or (len(words) == 2 and not line.endswith(" "))):
@@ -204,10 +197,13 @@ def _complete(argv: list[str]) -> int:
     return 0
 
 
-def _of_the_launcher(error: Exception) -> int:
-    from gancli.commands.messages import of_the_launcher
+def _plugin_error(error: Exception, overrides: list[str]) -> int:
+    """Words an error of Hydra's plugins; raises any other error again, which is a bug."""
+    from gancli.commands.messages import launcher_error, null_group, raised_in
 
-    text = of_the_launcher(error)
+    if raised_in(error, "optuna"):  # it asks for the best of numbers that were all NaN
+        return _exit_with_error("hydra/sweeper: no run of this search ended in a number to compare; see objective=…")
+    text = null_group(overrides) or launcher_error(error)
     if text is None:
         raise error
     return _exit_with_error(text)

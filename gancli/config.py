@@ -32,9 +32,21 @@ RESUME_MUTABLE = (
 
 
 def config_dir() -> Path:
-    """Returns the folder of the YAML groups: inside the package when installed from a wheel, beside it in a checkout."""
+    """Returns the folder of the YAML groups: inside the package of a wheel, beside the package in a checkout."""
     package = Path(__file__).resolve().parent
     return next(folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir())
+
+
+def compose(command: str, overrides: list[str]) -> dict[str, Any]:
+    """Returns the resolved settings of a command line, as Hydra composes them."""
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import OmegaConf
+
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
+        settings: Any = OmegaConf.to_container(hydra.compose(command, overrides), resolve=True)
+    return dict(settings)
 
 
 def check(settings: Mapping[str, Any], schema: Mapping[str, Any]) -> None:

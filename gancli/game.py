@@ -78,7 +78,7 @@ class Penalty(ABC):
 
     def __init__(self, *, weight: float | Schedule, interval: int = 1) -> None:
         if not isinstance(weight, Schedule) and weight < 0:
-            raise SettingError(f"weight={weight}: a penalty's weight is 0 or more")
+            raise SettingError(f"weight={weight}: at least 0")
         require_at_least(1, interval=interval)
         self.weight, self.interval = weight, interval
 

@@ -1,7 +1,7 @@
-"""What the players minimise. On logits only, one value per sample; whoever asks takes the mean.
+"""Adversarial losses, as functions of logits with one value per sample.
 
-Notation: r and f are logits of real and fake samples, D = sigmoid(logit), softplus(x) = log(1 + e^x),
-so that -log D = softplus(-logit) and -log(1 - D) = softplus(logit).
+Notation: D = sigmoid(logit) and softplus(x) = log(1 + e^x), so that -log D = softplus(-logit) and
+-log(1 - D) = softplus(logit).
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from torch.nn.functional import relu, softplus
 
 
 class Loss(ABC):
-    """Both players' losses.
+    """The losses of both players, which each player minimises.
 
-    threshold: a logit above it counts as "real" in the accuracies; None where only differences of logits
-    mean something, and the middle between the means of real and fake takes its place.
-    relativistic: the generator's loss looks at the real logits too.
+    threshold: a logit above it counts as real in the accuracies; None where only differences of logits have a meaning,
+    so that the accuracies use the midpoint between the mean real and the mean fake logit. relativistic: whether the
+    generator's loss depends on the real logits.
     """
 
     threshold: float | None = 0.0
@@ -25,14 +25,14 @@ class Loss(ABC):
 
     @abstractmethod
     def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-        """(B,), (B,) -> (B,)"""
+        """Returns the discriminator's loss per sample, (B,), from logits (B,)."""
 
     @abstractmethod
     def generator(self, fake_logits: Tensor, real_logits: Tensor) -> Tensor:
-        """(B,), (B,) -> (B,)"""
+        """Returns the generator's loss per sample, (B,), from logits (B,)."""
 
     def optimal(self, real_density: Tensor, fake_density: Tensor) -> Tensor | None:
-        """D(x) of the best discriminator where the densities are these, elementwise; None where it has no such form."""
+        """Returns the optimal discriminator's D(x) from the densities at x, elementwise; None without a closed form."""
         return None
 
 
@@ -43,37 +43,38 @@ class Minimax(Loss):
         return softplus(-real_logits) + softplus(fake_logits)
 
     def generator(self, fake_logits: Tensor, real_logits: Tensor) -> Tensor:
-        return -softplus(fake_logits)  # log(1 - D), which saturates where D is sure
+        return -softplus(fake_logits)  # log(1 - D)
 
     def optimal(self, real_density: Tensor, fake_density: Tensor) -> Tensor | None:
         return real_density / (real_density + fake_density)  # proposition 1
 
 
 class MinimaxLinear(Minimax):
-    """E log D(x) + E[1 - D(G(z))], without the second logarithm, as some lecture notes print it.
+    """The zero-sum game E log D(x) + E[1 - D(G(z))], without the second logarithm, as in some lecture notes.
 
-    The best D is min(1, p/q) instead of p/(p+q), and the value at the saddle point 0 instead of -log 4.
+    For densities p and q of real and fake samples, the optimal D is min(1, p/q) instead of p/(p+q), and the value at
+    the saddle point is 0 instead of -log 4.
     """
 
     def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
         return softplus(-real_logits) - self.generator(fake_logits, real_logits)
 
     def generator(self, fake_logits: Tensor, real_logits: Tensor) -> Tensor:
-        return (-softplus(fake_logits)).exp()  # 1 - D, and unlike sigmoid(-logit) with a derivative of full precision
+        return (-softplus(fake_logits)).exp()  # 1 - D; the derivative of sigmoid(-logit) would lose precision
 
     def optimal(self, real_density: Tensor, fake_density: Tensor) -> Tensor | None:
         return (real_density / fake_density).clamp(max=1)
 
 
 class NonSaturating(Minimax):
-    """The generator maximises log D(G(z)) instead (Goodfellow et al., 2014, section 3)."""
+    """Minimax with a generator that maximises log D(G(z)) (Goodfellow et al., NeurIPS 2014, section 3)."""
 
     def generator(self, fake_logits: Tensor, real_logits: Tensor) -> Tensor:
         return softplus(-fake_logits)  # -log D
 
 
 class LeastSquares(Loss):
-    """Regression to 1 for real and 0 for fake (Mao et al., ICCV 2017, eq. 9)."""
+    """Least squares with the targets 1 for real and 0 for fake samples (Mao et al., ICCV 2017, eq. 9)."""
 
     threshold = 0.5
 
@@ -85,7 +86,7 @@ class LeastSquares(Loss):
 
 
 class Hinge(Loss):
-    """Margins of one for the discriminator (Lim & Ye, 2017; Miyato et al., ICLR 2018, eq. 16, 17)."""
+    """Hinge loss with margin 1 for the discriminator (Lim & Ye, 2017; Miyato et al., ICLR 2018, eq. 16, 17)."""
 
     def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
         return relu(1 - real_logits) + relu(1 + fake_logits)
@@ -95,7 +96,10 @@ class Hinge(Loss):
 
 
 class Wasserstein(Loss):
-    """Difference of means (Arjovsky et al., ICML 2017, eq. 2); keep the critic Lipschitz by a penalty."""
+    """Difference of mean logits (Arjovsky et al., ICML 2017, eq. 2).
+
+    The discriminator's Lipschitz constant must be bounded: by WGANGP, spectral normalisation or a clipping optimizer.
+    """
 
     threshold = None
 
@@ -107,7 +111,7 @@ class Wasserstein(Loss):
 
 
 class Relativistic(Loss):
-    """Pairs of a real and a fake sample (Jolicoeur-Martineau, ICLR 2019; Huang et al., NeurIPS 2024, eq. 2)."""
+    """Compares pairs of a real and a fake logit (Jolicoeur-Martineau, ICLR 2019; Huang et al., NeurIPS 2024, eq. 2)."""
 
     relativistic = True
     threshold = None

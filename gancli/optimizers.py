@@ -1,4 +1,4 @@
-"""One optimizer per player: any of torch.optim, its settings constant or scheduled."""
+"""Optimizers for games, and `ScheduledOptimizer`, which gives any torch optimizer scheduled settings."""
 
 from __future__ import annotations
 
@@ -14,29 +14,26 @@ from gancli.schedules import Schedule, at
 
 
 class OptimisticSGD(torch.optim.Optimizer):
-    """w -= lr (2 g_t - g_{t-1}): each player assumes that the other goes on as before.
-
-    Daskalakis et al., ICLR 2018, eq. 6.
-    """
+    """Optimistic gradient descent, w -= lr (2 g_t - g_{t-1}) (Daskalakis et al., ICLR 2018, eq. 6)."""
 
     def __init__(self, params: Iterable[nn.Parameter], *, lr: float = 1e-2) -> None:
         super().__init__(params, {"lr": lr})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One update from `.grad`."""
+        """Updates the parameters from their gradients."""
         for group in self.param_groups:
             for weight in (weight for weight in group["params"] if weight.grad is not None):
-                self._move(weight, weight.grad.clone(), group["lr"])
+                self._optimistic_step(weight, weight.grad.clone(), group["lr"])
 
-    def _move(self, weight: Tensor, direction: Tensor, lr: float) -> None:
+    def _optimistic_step(self, weight: Tensor, direction: Tensor, lr: float) -> None:
         previous = self.state[weight].get("previous", direction)
         weight.sub_(lr * (2 * direction - previous))
         self.state[weight]["previous"] = direction
 
 
 class OptimisticAdam(OptimisticSGD):
-    """The same with Adam's direction in place of the gradient (Daskalakis et al., ICLR 2018, algorithm 1)."""
+    """OptimisticSGD with Adam's direction in place of the gradient (Daskalakis et al., ICLR 2018, algorithm 1)."""
 
     def __init__(
         self,
@@ -64,13 +61,13 @@ class OptimisticAdam(OptimisticSGD):
                 state["square"].lerp_(weight.grad.square(), 1 - beta2)
                 mean = state["mean"] / (1 - beta1 ** float(state["step"]))
                 square = state["square"] / (1 - beta2 ** float(state["step"]))
-                self._move(weight, mean / (square.sqrt() + eps), group["lr"])
+                self._optimistic_step(weight, mean / (square.sqrt() + eps), group["lr"])
 
 
 class ClippedSGD(torch.optim.SGD):
-    """Gradient descent, after which every number is put back into [-clip, clip].
+    """SGD that clamps all parameters to [-clip, clip] after each step.
 
-    For the discriminator with loss=wasserstein, whose steepness it bounds (Arjovsky et al., ICML 2017, section 3).
+    It bounds the Lipschitz constant of a discriminator for loss=wasserstein (Arjovsky et al., ICML 2017, section 3).
     """
 
     def __init__(self, params: Iterable[nn.Parameter], *, lr: float = 1e-2, clip: float = 0.01) -> None:
@@ -79,7 +76,7 @@ class ClippedSGD(torch.optim.SGD):
 
 
 class ClippedRMSprop(torch.optim.RMSprop):
-    """The same after RMSprop's step: the first Wasserstein GAN's (Arjovsky et al., ICML 2017, algorithm 1)."""
+    """RMSprop that clamps all parameters to [-clip, clip] after each step (Arjovsky et al., ICML 2017, algorithm 1)."""
 
     def __init__(
         self, params: Iterable[nn.Parameter], *, lr: float = 5e-5, alpha: float = 0.99, clip: float = 0.01
@@ -90,9 +87,9 @@ class ClippedRMSprop(torch.optim.RMSprop):
 
 def _clip_after_steps(optimizer: torch.optim.Optimizer, clip: float) -> None:
     if clip <= 0:
-        raise SettingError(f"clip={clip}: a bound above 0")
+        raise SettingError(f"clip={clip}: must be above 0")
     for group in optimizer.param_groups:
-        group["clip"] = clip  # in the group, where schedules and checkpoints look for settings
+        group["clip"] = clip  # a setting of the group can be scheduled and is saved in checkpoints
     optimizer.register_step_post_hook(_clip)
 
 
@@ -104,10 +101,10 @@ def _clip(optimizer: torch.optim.Optimizer, *_: Any) -> None:
 
 
 class ScheduledOptimizer:
-    """A torch optimizer whose scheduled settings are set anew before each step.
+    """A torch optimizer whose scheduled settings are updated before each step.
 
-    make: `partial(torch.optim.Adam, lr=…)`, as the configuration describes it. parameters: of one player's network.
-    Raises what the optimizer raises.
+    make: the optimizer's class with its settings, such as `partial(torch.optim.Adam, lr=1e-3)`; any number in them may
+    be a schedule. parameters: the parameters of one player's network. Raises what the optimizer's constructor raises.
     """
 
     def __init__(self, make: partial[torch.optim.Optimizer], parameters: Iterable[nn.Parameter]) -> None:
@@ -117,13 +114,13 @@ class ScheduledOptimizer:
 
     @property
     def lr(self) -> float:
-        """Learning rate of the last step."""
+        """The learning rate of the last step."""
         return float(self.optimizer.param_groups[0]["lr"])
 
     def step(self, progress: float, *, lr_factor: float = 1.0) -> None:
-        """Updates the parameters from their gradients, which are then dropped.
+        """Updates the parameters from their gradients, then sets the gradients to None.
 
-        progress: share of the run that is done, 0 to 1. lr_factor: on top of the learning rate.
+        progress: fraction of the run that is done, 0 to 1. lr_factor: factor of the scheduled learning rate.
         """
         settings = {key: at(value, progress) for key, value in self.scheduled.items()}
         if "lr" in settings:
@@ -141,9 +138,9 @@ class ScheduledOptimizer:
         return self.optimizer.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from `state`. Raises ValueError and what torch raises where it does not fit."""
+        """Restores `state`. Raises ValueError and what torch raises if it does not fit the parameters."""
         self.optimizer.load_state_dict(state)
-        self.optimizer.zero_grad(set_to_none=True)  # gradients of a step that was not made
+        self.optimizer.zero_grad(set_to_none=True)  # drops the gradients of a step that a rollback interrupted
 
 
 def _is_scheduled(value: Any) -> bool:

@@ -1,6 +1,6 @@
-"""Penalties on the discriminator; several may be combined.
+"""Gradient penalties; several may be combined.
 
-Each gets samples with the logits already computed for them, so that R1 and R2 need no second forward pass.
+A penalty receives the samples with the logits already computed for them, so that R1 and R2 need no second forward pass.
 Notation: grad is the gradient of the logit with respect to the sample, |.| the Euclidean norm.
 """
 
@@ -15,7 +15,7 @@ from gancli.game import DiscriminatorOutput, Game, Penalty
 
 
 def squared_norm(gradient: Tensor) -> Tensor:
-    """(B, *shape) -> (B,)"""
+    """Returns the squared Euclidean norm per sample: (B, *shape) -> (B,)."""
     return gradient.flatten(1).square().sum(1)
 
 
@@ -40,8 +40,9 @@ class R2(Penalty):
 
 
 class Roth(Penalty):
-    """(1 - s)^2 |grad|^2 / 2 at real samples and s^2 |grad|^2 / 2 at fake ones, s = sigmoid(logit): what noise in
-    the samples would do to D, on average (Roth et al., NeurIPS 2017, algorithm 1).
+    """(1 - s)^2 |grad|^2 / 2 at real samples plus s^2 |grad|^2 / 2 at fake ones, with s = sigmoid(logit).
+
+    It approximates the mean effect of Gaussian noise in the samples (Roth et al., NeurIPS 2017, algorithm 1).
     """
 
     def __call__(
@@ -52,7 +53,7 @@ class Roth(Penalty):
 
 
 class WGANGP(Penalty):
-    """(|grad| - 1)^2 between pairs of real and fake (Gulrajani et al., NeurIPS 2017, eq. 3)."""
+    """(|grad| - 1)^2 at random points between real and fake samples (Gulrajani et al., NeurIPS 2017, eq. 3)."""
 
     reaches = "nothing"
     requires_single_sample = True
@@ -60,12 +61,12 @@ class WGANGP(Penalty):
     def __call__(
         self, real: DiscriminatorOutput, fake: DiscriminatorOutput, game: Game, labels: Tensor | None
     ) -> Tensor:
-        where = game.stream.take(_uniform(()), len(real.inputs)).view(-1, *[1] * (real.inputs.ndim - 1))
-        return _one_centred(torch.lerp(fake.source, real.source, where.to(real.inputs)), game, labels)
+        share = game.stream.take(_draw_uniform(()), len(real.inputs)).view(-1, *[1] * (real.inputs.ndim - 1))
+        return _unit_norm_penalty(torch.lerp(fake.source, real.source, share.to(real.inputs)), game, labels)
 
 
 class DRAGAN(Penalty):
-    """(|grad| - 1)^2 around real samples: x + u std(x) / 2, u ~ U(0, 1) (Kodali et al., 2017, section 2.3)."""
+    """(|grad| - 1)^2 near real samples: at x + u std(x) / 2 with u from U(0, 1) (Kodali et al., 2017, section 2.3)."""
 
     reaches = "nothing"
     requires_single_sample = True
@@ -74,13 +75,14 @@ class DRAGAN(Penalty):
         self, real: DiscriminatorOutput, fake: DiscriminatorOutput, game: Game, labels: Tensor | None
     ) -> Tensor:
         inputs = real.inputs.detach()
-        noise = game.stream.take(_uniform(inputs.shape[1:]), len(inputs))
-        return _one_centred(inputs + 0.5 * inputs.std() * noise, game, labels)
+        noise = game.stream.take(_draw_uniform(inputs.shape[1:]), len(inputs))
+        return _unit_norm_penalty(inputs + 0.5 * inputs.std() * noise, game, labels)
 
 
 class Consensus(Penalty):
-    """Half the squared norm of both players' gradients together, for both to make small: the players agree to
-    stay where neither wants to move (Mescheder et al., NeurIPS 2017, section 4).
+    """Half the squared norm of both players' loss gradients, which both players minimise.
+
+    Consensus optimisation (Mescheder et al., NeurIPS 2017, section 4). It has one value for the whole batch, (1,).
     """
 
     reaches = "nothing"
@@ -94,12 +96,13 @@ class Consensus(Penalty):
         return torch.stack([0.5 * g.square().sum() for player in gradients.values() for g in player]).sum()[None]
 
 
-def _uniform(shape: Sequence[int]) -> Callable[[int, torch.Generator], Tensor]:
+def _draw_uniform(shape: Sequence[int]) -> Callable[[int, torch.Generator], Tensor]:
     return lambda count, rng: torch.rand(count, *shape, generator=rng)
 
 
-def _one_centred(inputs: Tensor, game: Game, labels: Tensor | None) -> Tensor:
-    inputs.requires_grad_()  # not game.discriminate_detached, which would cut them off from G
+def _unit_norm_penalty(inputs: Tensor, game: Game, labels: Tensor | None) -> Tensor:
+    """Returns (|grad| - 1)^2 at `inputs` (B, *shape): (B,)."""
+    inputs.requires_grad_()  # game.discriminate_detached would detach them from the generator
     output = DiscriminatorOutput(inputs, game.discriminate(inputs, labels))
-    # The small number keeps the square root's derivative finite where the gradient is zero.
+    # 1e-12 keeps the square root's derivative finite for a gradient of zero.
     return (squared_norm(output.gradient()) + 1e-12).sqrt().sub(1.0).square()

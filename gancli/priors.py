@@ -1,4 +1,4 @@
-"""Noise that the generator turns into data."""
+"""Priors: the distributions of the generator's input noise."""
 
 from __future__ import annotations
 
@@ -9,52 +9,53 @@ import torch
 from torch import Tensor
 
 from gancli.distributions import Distribution, stratified_uniform
-from gancli.errors import SettingError
+from gancli.errors import SettingError, require_at_least
 
 
 class Prior(ABC):
-    """Independent noise in `dim` dimensions.
+    """Noise with `dim` independent coordinates.
 
-    Every prior is the inverse transform method: U(0, 1), cut to its middle when truncated, through an
-    inverse CDF (Devroye, Non-Uniform Random Variate Generation, 1986, section II.2).
+    Every prior is sampled by the inverse transform method: its inverse CDF is applied to numbers from U(0, 1), or from
+    the middle of that interval if truncated (Devroye, Non-Uniform Random Variate Generation, 1986, section II.2).
+    Constructors raise SettingError.
     """
 
     def __init__(self, *, dim: int) -> None:
-        if dim < 1:
-            raise SettingError(f"dim={dim}: noise needs at least 1 dimension")
+        require_at_least(1, dim=dim)
         self.dim = dim
 
     def sample(self, count: int, rng: torch.Generator, *, truncation: float | None = None) -> Tensor:
-        """Noise (count, dim) float32 on the generator's device.
+        """Returns independent noise (count, dim) float32 on the generator's device.
 
-        truncation: keep to the middle of the distribution, in the unit that `bounds` states; None for all of it.
+        truncation: keeps only the middle of the distribution, as `bounds` says; None keeps all of it. Raises
+        SettingError.
         """
         low, high = (0.0, 1.0) if truncation is None else self.bounds(truncation)
         uniform = torch.rand(count, self.dim, generator=rng, device=rng.device)
         return self.inverse_cdf(low + (high - low) * uniform)
 
     def sample_batch(self, count: int, rng: torch.Generator) -> Tensor:
-        """The same for a training step; rows may depend on one another."""
+        """Returns noise (count, dim) for a training step; unlike those of `sample`, rows may depend on each other."""
         return self.sample(count, rng)
 
     @abstractmethod
     def inverse_cdf(self, uniform: Tensor) -> Tensor:
-        """The value below which a share `uniform` of the noise lies, elementwise."""
+        """Returns the quantiles at `uniform`, elementwise, as float32."""
 
     @abstractmethod
     def bounds(self, truncation: float) -> tuple[float, float]:
-        """The part of U(0, 1) that stays. Raises ValueError where `truncation` has no meaning."""
+        """Returns the interval of U(0, 1) that `truncation` keeps. Raises SettingError if it is out of range."""
 
     def between(self, a: Tensor, b: Tensor, share: float) -> Tensor:
-        """A point on the way from noise a to noise b, both (..., dim), that is still likely noise."""
+        """Returns noise at the fraction `share` (0 to 1) of the way from a to b, both (..., dim)."""
         return torch.lerp(a, b, share)
 
 
 class Gaussian(Prior):
-    """N(0, 1). Truncation t keeps |z| <= t (Brock et al., ICLR 2019, section 3.1)."""
+    """The standard normal distribution. Truncation t keeps |z| <= t (Brock et al., ICLR 2019, section 3.1)."""
 
     def sample(self, count: int, rng: torch.Generator, *, truncation: float | None = None) -> Tensor:
-        if truncation is None:  # the same distribution by a faster way
+        if truncation is None:  # faster than the inverse CDF
             return torch.randn(count, self.dim, generator=rng, device=rng.device)
         return super().sample(count, rng, truncation=truncation)
 
@@ -69,7 +70,7 @@ class Gaussian(Prior):
         return tail, 1 - tail
 
     def between(self, a: Tensor, b: Tensor, share: float) -> Tensor:
-        # A straight line leaves the shell where Gaussian noise lives; the arc stays on it (White, 2016).
+        # Spherical interpolation (White, 2016): points on a straight line are shorter than Gaussian noise is.
         unit_a, unit_b = a / a.norm(dim=-1, keepdim=True), b / b.norm(dim=-1, keepdim=True)
         angle = torch.acos((unit_a * unit_b).sum(-1, keepdim=True).clamp(-1, 1))
         sine = torch.sin(angle)
@@ -78,7 +79,7 @@ class Gaussian(Prior):
 
 
 class TruncatedGaussian(Gaussian):
-    """N(0, 1) kept to |z| <= bound, in training too."""
+    """The standard normal distribution restricted to |z| <= bound, in training too."""
 
     def __init__(self, *, dim: int, bound: float = 2.0) -> None:
         super().__init__(dim=dim)
@@ -87,23 +88,27 @@ class TruncatedGaussian(Gaussian):
         self.bound = bound
 
     def sample(self, count: int, rng: torch.Generator, *, truncation: float | None = None) -> Tensor:
-        within = self.bound if truncation is None else min(truncation, self.bound)
-        return super().sample(count, rng, truncation=within)
+        limit = self.bound if truncation is None else min(truncation, self.bound)
+        return super().sample(count, rng, truncation=limit)
 
 
-class _Share(Prior):
-    """Truncation t, 0 < t <= 1, keeps the middle share t of the distribution."""
+class _TruncatedByProbability(Prior):
+    """Base of the priors whose truncation t, 0 < t <= 1, keeps the middle of the distribution with probability t."""
 
     def bounds(self, truncation: float) -> tuple[float, float]:
         if not 0 < truncation <= 1:
             raise SettingError(
-                f"truncation={truncation}: for this prior the share of it to keep, above 0 and at most 1"
+                f"truncation={truncation}: for this prior the fraction of it to keep, above 0 and at most 1"
             )
         return 0.5 - truncation / 2, 0.5 + truncation / 2
 
 
-class Uniform(_Share):
-    """U(low, high). stratified: each coordinate of a batch of n has one number from each n-th of the interval."""
+class Uniform(_TruncatedByProbability):
+    """U(low, high).
+
+    stratified: whether, in each coordinate, the n rows of `sample_batch` have one number in each of n equal intervals
+    (see `distributions.stratified_uniform`).
+    """
 
     def __init__(self, *, dim: int, low: float = -1.0, high: float = 1.0, stratified: bool = False) -> None:
         super().__init__(dim=dim)
@@ -121,8 +126,8 @@ class Uniform(_Share):
         return self.low + (self.high - self.low) * uniform
 
 
-class InverseCDF(_Share):
-    """Any one-dimensional distribution in each coordinate, through its inverse CDF applied to U(0, 1)."""
+class InverseCDF(_TruncatedByProbability):
+    """`distribution` in each of `dim` independent coordinates."""
 
     def __init__(self, *, distribution: Distribution, dim: int = 1) -> None:
         super().__init__(dim=dim)

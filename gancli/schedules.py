@@ -1,4 +1,4 @@
-"""Numbers that change over a run. Any number that says `float | Schedule` may be one."""
+"""Schedules: numbers that change over a run, for every setting of type `float | Schedule`."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from gancli.errors import SettingError
 
 
 class Schedule(ABC):
-    """A number as a function of progress, the share of the run that is done, from 0 to 1.
+    """A number as a function of progress, the fraction of the run that is done, from 0 to 1.
 
-    Progress is images seen over `train.images`, or time spent over `train.minutes` where that is further,
-    so a schedule fits any length of run and any budget.
+    Progress is the larger of images seen / `train.images` and time spent / `train.minutes`, so that a schedule fits a
+    run of any length or time budget.
     """
 
     @abstractmethod
     def __call__(self, progress: float) -> float:
-        """The value at `progress`."""
+        """Returns the value at `progress`."""
 
 
 class Constant(Schedule):
-    """`value` throughout."""
+    """Always `value`."""
 
     def __init__(self, *, value: float) -> None:
         self.value = value
@@ -32,42 +32,45 @@ class Constant(Schedule):
 
 
 class _Ramp(Schedule):
-    """From `start` to `end` between the progress `begin` and `finish`, constant outside of them."""
+    """Changes from `start` to `end` between the progress `begin` and `finish`, and is constant before and after.
+
+    Raises SettingError.
+    """
 
     def __init__(self, *, start: float, end: float, begin: float = 0.0, finish: float = 1.0) -> None:
         if not 0.0 <= begin < finish <= 1.0:
-            raise SettingError(f"begin={begin}, finish={finish}: they are shares of the run, 0 <= begin < finish <= 1")
+            raise SettingError(f"begin={begin}, finish={finish}: fractions of the run with 0 <= begin < finish <= 1")
         self.start, self.end, self.begin, self.finish = start, end, begin, finish
 
     def __call__(self, progress: float) -> float:
-        done = min(max((progress - self.begin) / (self.finish - self.begin), 0.0), 1.0)
-        return self.start + (self.end - self.start) * self.share(done)
+        time = min(max((progress - self.begin) / (self.finish - self.begin), 0.0), 1.0)
+        return self.start + (self.end - self.start) * self.shape(time)
 
     @abstractmethod
-    def share(self, done: float) -> float:
-        """How much of the way is gone when `done` of the ramp's time is."""
+    def shape(self, time: float) -> float:
+        """Returns the fraction of the way from `start` to `end` at `time`; both go from 0 to 1."""
 
 
 class Linear(_Ramp):
-    """A straight line."""
+    """Changes at a constant rate."""
 
-    def share(self, done: float) -> float:
-        return done
+    def shape(self, time: float) -> float:
+        return time
 
 
 class Cosine(_Ramp):
-    """Half a cosine: flat at both ends (Loshchilov & Hutter, ICLR 2017, eq. 5, without restarts)."""
+    """Follows half a cosine, flat at both ends (Loshchilov & Hutter, ICLR 2017, eq. 5, without restarts)."""
 
-    def share(self, done: float) -> float:
-        return 0.5 - 0.5 * math.cos(math.pi * done)
+    def shape(self, time: float) -> float:
+        return 0.5 - 0.5 * math.cos(math.pi * time)
 
 
 class BurnIn(Schedule):
-    """Cosine from `start` to `value` during the first `until` of the run, then `value`."""
+    """Changes as `Cosine` from `start` to `value` until the progress `until`, then stays. Raises SettingError."""
 
     def __init__(self, *, start: float, value: float, until: float = 0.1) -> None:
         if not 0.0 < until <= 1.0:
-            raise SettingError(f"until={until}: it is a share of the run, 0 < until <= 1")
+            raise SettingError(f"until={until}: a fraction of the run with 0 < until <= 1")
         self.ramp = Cosine(start=start, end=value, finish=until)
 
     def __call__(self, progress: float) -> float:
@@ -75,7 +78,7 @@ class BurnIn(Schedule):
 
 
 def at(value: Any, progress: float) -> Any:
-    """`value` with every schedule in it, also inside lists and tuples, replaced by its number."""
+    """Returns `value` with every schedule in it replaced by its number at `progress`; lists become tuples."""
     if isinstance(value, Schedule):
         return value(progress)
     if isinstance(value, (list, tuple)):

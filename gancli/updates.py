@@ -1,20 +1,20 @@
-"""Update rules: one training step of the game, as gradients. No logging, devices, ranks or optimizers.
+"""Update rules: how one training step computes the gradients of the players.
 
-A rule yields a `PlayerUpdate` each time gradients are ready; the caller steps the optimizers of that update's players
-before it asks for the next one.
+A rule yields a `PlayerUpdate` each time gradients are ready, and the caller steps the optimizers of that update's
+players before it asks for the next one. Rules know nothing of optimizers, devices, processes or logging.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.autograd import backward, grad
 
-from gancli.errors import SettingError
+from gancli.errors import require_at_least
 from gancli.game import DiscriminatorOutput, Game, Penalty
 
 BatchFn = Callable[[int], tuple[Tensor, Tensor | None]]  # k -> the step's k-th real batch (B, *shape), labels (B,)
@@ -22,22 +22,25 @@ BatchFn = Callable[[int], tuple[Tensor, Tensor | None]]  # k -> the step's k-th 
 
 @dataclass(kw_only=True)
 class PlayerUpdate:
-    """The gradients of `players`, which are in their parameters' `.grad`, and what to log. All tensors are detached."""
+    """What is logged of an update of `players`, whose gradients are in the `.grad` of their parameters.
+
+    All tensors are detached.
+    """
 
     players: tuple[str, ...]
-    losses: dict[str, Tensor]  # player -> scalar, without penalties
-    penalties: dict[str, Tensor] = field(default_factory=dict)  # name -> scalar, without its weight
+    losses: dict[str, Tensor]  # player -> 0-dim, without penalties
+    penalties: dict[str, Tensor] = field(default_factory=dict)  # name -> 0-dim, without its weight
     real_logits: Tensor | None = None  # (B,)
     fake_logits: Tensor | None = None  # (B,)
 
 
 class Update(ABC):
-    """How one step updates the players.
+    """Base of the update rules.
 
-    discriminator_steps: real batches that one step takes. divisible: whether a step may be taken in parts, by several
-    processes or in micro-batches. capturable: whether a step is the same sequence of operations each time that the
-    same penalties are due, without reading a value on the host, so that a CUDA graph may repeat it; penalties are
-    asked about step * discriminator_steps + k.
+    discriminator_steps: real batches per step. divisible: whether several processes or micro-batches may each compute a
+    part of the batch. capturable: whether a step in which the same penalties are due always runs the same operations
+    and reads no value on the host, so that a CUDA graph can replay it; whether a penalty is due must depend on
+    step * discriminator_steps + k for the k-th batch.
     """
 
     discriminator_steps: int = 1
@@ -50,50 +53,52 @@ class Update(ABC):
 
 
 class Simultaneous(Update):
-    """Both gradients at the same point, w_G and w_D of step t: simultaneous gradient descent, in one stage.
+    """Simultaneous gradient descent: both gradients at the same weights of G and D, in one stage.
 
-    G runs forward once, D once on real and once on fake, and the generator's gradient comes from the
-    same graph (Shen et al., CVPR 2021, eq. 6 to 9). Where D scores each sample on its own,
+    G runs forward once, D once on real and once on fake samples, and G's gradient is computed from the same graph
+    (Shen et al., CVPR 2021, eq. 6 to 9). If D scores each sample on its own,
 
-        d loss_G / d fake_i = (d loss_G / d logit_i) * (d logit_i / d fake_i),
+        d loss_G / d fake_i = (d loss_G / d logit_i) * (d logit_i / d fake_i).
 
-    and the last factor is known, up to a number per sample, from D's own backward pass; or exactly
-    from R2. Otherwise D is passed through a second time.
+    D's own backward pass computes the last factor times d loss_D / d logit_i, which is then divided out; R2 computes it
+    exactly. Otherwise the gradient passes through D a second time.
 
-    Where D has nearly no gradient of its own to rescale, or none (hinge, past its margin), it is lent `least` of the
-    generator's: nothing beside D's others, and far enough above float32's 1e-38 for G's to keep its digits.
+    To be divided out, d loss_D / d logit_i must not vanish, as it does for the hinge loss beyond its margin. It is
+    therefore kept at or above `min_ratio` of d loss_G / d logit_i: too small to change D's gradient, but far enough
+    above 1e-38, the smallest normal float32, for G's gradient to keep its precision.
     """
 
     capturable = True
-    least = 1e-25
+    min_ratio = 1e-25
 
     def player_updates(self, game: Game, draw: BatchFn, *, step: int, progress: float) -> Iterator[PlayerUpdate]:
         samples, labels = draw(0)
         images = game.generate(len(samples), labels)
         real, fake = game.discriminate_detached(samples, labels), game.discriminate_detached(images, labels)
-        loss_d, by_real, by_fake = _discriminator_loss(game, real.logits, fake.logits)
-        loss_g, wanted = _generator_loss(game, fake.logits, real.logits)
+        loss_d, grad_d_real, grad_d_fake = _discriminator_loss(game, real.logits, fake.logits)
+        loss_g, grad_g_fake = _generator_loss(game, fake.logits, real.logits)
         values, penalty = _penalties(game, real, fake, labels, step=step, progress=progress)
         rescale = self._can_rescale(game, values) and not fake.has_gradient
         if rescale:
-            least = (self.least * wanted.abs()).clamp(min=torch.finfo(wanted.dtype).tiny)
-            by_fake = torch.where(by_fake.abs() < least, least, by_fake)
-        outputs, seeds = _joined((real.logits, by_real), (fake.logits, by_fake), penalty)
+            minimum = (self.min_ratio * grad_g_fake.abs()).clamp(min=torch.finfo(grad_g_fake.dtype).tiny)
+            grad_d_fake = torch.where(grad_d_fake.abs() < minimum, minimum, grad_d_fake)
+        outputs, grad_outputs = _backward_arguments((real.logits, grad_d_real), (fake.logits, grad_d_fake), penalty)
         weights = game.weights["discriminator"]
         if any(game.penalties[name].player == "both" for name in values):
-            weights = weights + game.weights["generator"]  # which only those reach: the samples are cut off from it
+            # Only such penalties depend on the generator's weights; the logits are of detached samples.
+            weights = weights + game.weights["generator"]
 
         if game.per_sample and fake.has_gradient:
-            to_images = _per_sample(wanted, images) * fake.gradient().detach()
-            backward(outputs, seeds, inputs=weights)
+            grad_images = _per_sample(grad_g_fake, images) * fake.gradient().detach()
+            backward(outputs, grad_outputs, inputs=weights)
         elif rescale:
-            backward(outputs, seeds, inputs=[*weights, fake.inputs])
+            backward(outputs, grad_outputs, inputs=[*weights, fake.inputs])
             assert fake.inputs.grad is not None
-            to_images = _per_sample(wanted / by_fake, images) * fake.inputs.grad
+            grad_images = _per_sample(grad_g_fake / grad_d_fake, images) * fake.inputs.grad
         else:
-            (to_images,) = grad(fake.logits, fake.inputs, wanted, retain_graph=True)
-            backward(outputs, seeds, inputs=weights)
-        backward(images, to_images, inputs=game.weights["generator"])
+            (grad_images,) = grad(fake.logits, fake.inputs, grad_g_fake, retain_graph=True)
+            backward(outputs, grad_outputs, inputs=weights)
+        backward(images, grad_images, inputs=game.weights["generator"])
 
         yield PlayerUpdate(
             players=("discriminator", "generator"),
@@ -104,18 +109,21 @@ class Simultaneous(Update):
         )
 
     @staticmethod
-    def _can_rescale(game: Game, active: dict[str, Tensor]) -> bool:
-        return game.per_sample and not any(game.penalties[name].reaches != "nothing" for name in active)
+    def _can_rescale(game: Game, due: Iterable[str]) -> bool:
+        """Whether D's gradient at the fake samples is that of its loss alone. due: names of penalties."""
+        return game.per_sample and all(game.penalties[name].reaches == "nothing" for name in due)
 
 
 class Alternating(Update):
-    """`discriminator_steps` updates of D, then one of G against the D that they made (Goodfellow et al., 2014)."""
+    """`discriminator_steps` updates of D, then one of G against the updated D (Goodfellow et al., NeurIPS 2014).
+
+    Raises SettingError.
+    """
 
     capturable = True
 
     def __init__(self, *, discriminator_steps: int = 1) -> None:
-        if discriminator_steps < 1:
-            raise SettingError(f"discriminator_steps={discriminator_steps}: at least 1")
+        require_at_least(1, discriminator_steps=discriminator_steps)
         self.discriminator_steps = discriminator_steps
 
     def player_updates(self, game: Game, draw: BatchFn, *, step: int, progress: float) -> Iterator[PlayerUpdate]:
@@ -124,11 +132,11 @@ class Alternating(Update):
             with torch.no_grad():
                 images = game.generate(len(samples), labels)
             real, fake = game.discriminate_detached(samples, labels), game.discriminate_detached(images, labels)
-            loss_d, by_real, by_fake = _discriminator_loss(game, real.logits, fake.logits)
+            loss_d, grad_d_real, grad_d_fake = _discriminator_loss(game, real.logits, fake.logits)
             count = step * self.discriminator_steps + k
             values, penalty = _penalties(game, real, fake, labels, step=count, progress=progress)
-            outputs, seeds = _joined((real.logits, by_real), (fake.logits, by_fake), penalty)
-            backward(outputs, seeds, inputs=game.weights["discriminator"])
+            outputs, grad_outputs = _backward_arguments((real.logits, grad_d_real), (fake.logits, grad_d_fake), penalty)
+            backward(outputs, grad_outputs, inputs=game.weights["discriminator"])
             yield PlayerUpdate(
                 players=("discriminator",),
                 losses={"discriminator": loss_d},
@@ -141,21 +149,22 @@ class Alternating(Update):
         fake = game.discriminate_detached(images, labels)
         with torch.no_grad():
             real_logits = game.discriminate_detached(samples, labels).logits if game.loss.relativistic else fake.logits
-        loss_g, wanted = _generator_loss(game, fake.logits, real_logits)
-        (to_images,) = grad(fake.logits, fake.inputs, wanted)
-        backward(images, to_images, inputs=game.weights["generator"])
+        loss_g, grad_g_fake = _generator_loss(game, fake.logits, real_logits)
+        (grad_images,) = grad(fake.logits, fake.inputs, grad_g_fake)
+        backward(images, grad_images, inputs=game.weights["generator"])
         shared = {name: penalty for name, penalty in game.penalties.items() if penalty.player == "both"}
-        _, penalty = _penalties(game, real, fake, labels, step=count, progress=progress, among=shared)
+        _, penalty = _penalties(game, real, fake, labels, step=count, progress=progress, penalties=shared)
         if penalty is not None:
             backward(penalty, inputs=game.weights["generator"])
         yield PlayerUpdate(players=("generator",), losses={"generator": loss_g})
 
 
 class Extragradient(Simultaneous):
-    """A step ahead to see where the game goes, then a step from where it was by the gradients found there.
+    """A simultaneous step to a look-ahead point, then a step from the original weights by the gradients found there.
 
-    Both steps are those of the players' optimizers (Gidel et al., ICLR 2019, algorithm 2; Korpelevich, 1976);
-    noise is drawn anew for the second.
+    Both steps are made by the players' optimizers (Gidel et al., ICLR 2019, algorithm 2; Korpelevich, 1976), and the
+    second one draws new noise. Not divisible: the first part of a batch would restore the original weights before the
+    others have computed their gradients at the look-ahead point.
     """
 
     divisible = False
@@ -171,15 +180,15 @@ class Extragradient(Simultaneous):
 
 
 def _discriminator_loss(game: Game, real_logits: Tensor, fake_logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean loss and its gradients with respect to the logits, (B,) each."""
+    """Returns the discriminator's mean loss and its gradients with respect to the real and fake logits, (B,) each."""
     real, fake = real_logits.detach().requires_grad_(), fake_logits.detach().requires_grad_()
     value = game.loss.discriminator(real, fake).mean()
-    by_real, by_fake = grad(value, (real, fake))
-    return value.detach(), by_real, by_fake
+    grad_real, grad_fake = grad(value, (real, fake))
+    return value.detach(), grad_real, grad_fake
 
 
 def _generator_loss(game: Game, fake_logits: Tensor, real_logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean loss and its gradient with respect to the fake logits, (B,)."""
+    """Returns the generator's mean loss and its gradient with respect to the fake logits, (B,)."""
     fake = fake_logits.detach().requires_grad_()
     value = game.loss.generator(fake, real_logits.detach()).mean()
     return value.detach(), grad(value, fake)[0]
@@ -193,11 +202,14 @@ def _penalties(
     *,
     step: int,
     progress: float,
-    among: dict[str, Penalty] | None = None,
+    penalties: Mapping[str, Penalty] | None = None,
 ) -> tuple[dict[str, Tensor], Tensor | None]:
-    """The mean of each penalty, of all or `among` some, that is due, detached, and their weighted sum or None."""
-    penalties = game.penalties if among is None else among
-    due = {name: penalty for name, penalty in penalties.items() if penalty.due(step, progress)}
+    """Returns the detached mean of each penalty that is due, and their weighted sum, None if none is due.
+
+    penalties: those to consider; None for all of the game.
+    """
+    considered = game.penalties if penalties is None else penalties
+    due = {name: penalty for name, penalty in considered.items() if penalty.due(step, progress)}
     means = {name: penalty(real, fake, game, labels).mean() for name, penalty in due.items()}
     if not means:
         return {}, None
@@ -205,14 +217,17 @@ def _penalties(
     return {name: mean.detach() for name, mean in means.items()}, total
 
 
-def _joined(
+def _backward_arguments(
     real: tuple[Tensor, Tensor], fake: tuple[Tensor, Tensor], penalty: Tensor | None
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Outputs and the gradients with respect to them, for one backward pass through D and the penalties."""
+    """Returns the outputs and their gradients for one backward pass through D and the penalty.
+
+    real, fake: logits (B,) and the loss gradients with respect to them, (B,).
+    """
     pairs = [real, fake] if penalty is None else [real, fake, (penalty, torch.ones_like(penalty))]
-    return [output for output, _ in pairs], [seed for _, seed in pairs]
+    return [output for output, _ in pairs], [gradient for _, gradient in pairs]
 
 
 def _per_sample(values: Tensor, like: Tensor) -> Tensor:
-    """(B,) as (B, 1, 1, …), to multiply (B, *shape)."""
+    """Returns values (B,) as (B, 1, 1, …), to multiply `like` (B, *shape)."""
     return values.view(-1, *[1] * (like.ndim - 1))

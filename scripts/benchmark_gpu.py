@@ -1,14 +1,15 @@
-"""What a GPU makes of a training step: gancli eager and by CUDA graphs, against two loops over the same networks.
+"""Times a training step on a GPU: gancli eager and by CUDA graphs, against two loops over the same networks.
 
-(a) gancli: Trainer.train_step, with data, noise, guard and moving average; (g) the same with device.cuda_graph=true.
-(b) plain: the two-stage loop of the common tutorials, torch's defaults, under autocast in bf16.
+(a) gancli: Trainer.train_step, with data, noise, the check for divergence and the moving average; (g) the same with
+    device.cuda_graph=true.
+(b) plain: the two-stage loop of the common tutorials, with torch's defaults, under autocast in bf16.
 (c) bare: the one-stage arithmetic of (a) and nothing around it.
 
     python scripts/benchmark_gpu.py                      DCGAN at 64x64 and R3GAN at 32x32, in float32 and bf16
 
-Prints images per second (median over rounds), how much of the speed of large matrix products that is, counted in
-the products and convolutions of (a)'s step, and the ratios taken within each round, the ways interleaved. Then how
-far losses of 100 steps by graphs, with R1 at every fourth step and R2, are from those without.
+Prints images per second (median over rounds), the share of the speed of large matrix products that this is, counted
+in the products and convolutions of (a)'s step, and the ratios taken within each round, the ways interleaved. Then it
+compares the losses of 100 steps with and without graphs, with R1 at every fourth step and R2.
 """
 
 from __future__ import annotations
@@ -39,9 +40,9 @@ TEXTS = {
 
 
 def peak(device: str, precision: str, side: int) -> float:
-    """Floating-point operations per second of a large matrix product, the best of some."""
-    kind = torch.bfloat16 if precision == "bf16" else torch.float32
-    a, b = (torch.randn(side, side, device=device, dtype=kind) for _ in range(2))
+    """Returns the floating-point operations per second of a large matrix product, the best of ten trials."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     best = float("inf")
     for _ in range(10):
         _wait(device)
@@ -54,7 +55,7 @@ def peak(device: str, precision: str, side: int) -> float:
 
 
 def measure(name: str, options: argparse.Namespace) -> None:
-    """One network in one precision."""
+    """Times one network in one precision."""
     pair, data = networks(options), _data(options)
     with FlopCounterMode(display=False) as counter:
         ours(copy.deepcopy(pair), data, options)()
@@ -63,19 +64,19 @@ def measure(name: str, options: argparse.Namespace) -> None:
     steps["g"] = ours(copy.deepcopy(pair), data, graph)
     for _ in range(8):  # until the graphs are recorded
         steps["g"]()
-    most = peak(options.device, options.precision, options.matrix)
+    peak_flops = peak(options.device, options.precision, options.matrix)
     seconds = interleaved(steps, options)
-    print(f"\n{name}, batch {options.batch}, {options.precision}: matrix products at {most / 1e12:.1f} TFLOP/s")
+    print(f"\n{name}, batch {options.batch}, {options.precision}: matrix products at {peak_flops / 1e12:.1f} TFLOP/s")
     for way, text in TEXTS.items():
         median = statistics.median(seconds[way]) / options.steps
-        share = counter.get_total_flops() / median / most
+        share = counter.get_total_flops() / median / peak_flops
         print(f"({way}) {text:27} {options.batch / median:9,.0f} images/s, {share:6.1%} of that")
     for first, second in (("g", "a"), ("g", "b"), ("g", "c"), ("a", "b"), ("a", "c")):
         print(f"{ratio(seconds, first, second)} over {options.rounds} rounds")
 
 
 def compare(name: str, options: argparse.Namespace) -> None:
-    """Losses of (a) and (g), step by step from the same start."""
+    """Compares the losses of (a) and (g), step by step from the same start."""
     pair, data = networks(options), _data(options)
     trainers = [
         trainer_of(
@@ -91,7 +92,7 @@ def compare(name: str, options: argparse.Namespace) -> None:
         eager, replayed = (trainer.train_step() for trainer in trainers)
         for key in ("loss/discriminator", "loss/generator"):
             worst = max(worst, abs(eager[key] - replayed[key]) / max(abs(eager[key]), 1e-6))
-    print(f"{name}, {options.precision}: losses of 100 steps by graphs within {worst:.1e} of those without")
+    print(f"{name}, {options.precision}: losses of 100 steps with graphs within {worst:.1e} of those without")
 
 
 def main() -> None:

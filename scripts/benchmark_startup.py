@@ -1,7 +1,7 @@
-"""Seconds from the shell to an answer, each command a fresh process, interleaved.
+"""Times the start of commands, each in a fresh process, interleaved.
 
 Compares `gancli train` on digits up to the end of its first step with a script that imports torch and builds one
-Adam: torch's own share. Prints the median and the range of each, and of the difference within a round.
+Adam, which is torch's own share. Prints the median and the range of each, and of the difference within a round.
 
     python scripts/benchmark_startup.py
 """
@@ -15,16 +15,15 @@ import sys
 import tempfile
 import time
 
-ADAM = (
-    "import os, torch; torch.optim.Adam(torch.nn.Linear(2, 2).parameters()); os._exit(0)"  # both end without teardown
-)
+# Both end without teardown.
+ADAM = "import os, torch; torch.optim.Adam(torch.nn.Linear(2, 2).parameters()); os._exit(0)"
 FIRST_STEP = """
 import os, tempfile
 from gancli.training import trainer
 from gancli import cli
-whole_step = trainer.Trainer.train_step
+train_step = trainer.Trainer.train_step
 def first_step(self):
-    whole_step(self)
+    train_step(self)
     os._exit(0)
 trainer.Trainer.train_step = first_step
 cli.run(["train", "hydra.run.dir=" + tempfile.mkdtemp()])

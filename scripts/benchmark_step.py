@@ -1,7 +1,7 @@
 """Times one training step of three ways to train the same networks, interleaved in one process.
 
-(a) gancli: Trainer.train_step, with data, noise, guard and moving average.
-(b) plain: the two-stage loop of the common tutorials: D's step, then G's step through D, torch defaults.
+(a) gancli: Trainer.train_step, with data, noise, the check for divergence and the moving average.
+(b) plain: the two-stage loop of the common tutorials: D's step, then G's step through D, with torch's defaults.
 (c) bare: the one-stage arithmetic of (a) and nothing around it.
 
     python scripts/benchmark_step.py                     28x28 grey, batch 128, 64 base channels
@@ -26,19 +26,19 @@ from torch import Tensor, nn
 
 from gancli.datasets.base import ImageDataset
 from gancli.device import Runtime
-from gancli.game import Game
+from gancli.game import Game, Penalty
 from gancli.losses import NonSaturating
 from gancli.networks.dcgan import DCGANDiscriminator, DCGANGenerator
 from gancli.networks.r3gan import R3GANDiscriminator, R3GANGenerator
 from gancli.optimizers import ScheduledOptimizer
-from gancli.penalties import Penalty
 from gancli.priors import Gaussian
+from gancli.randomness import Stream, seeded
 from gancli.training import cuda_graphs
 from gancli.training.checkpoint import Checkpoints
 from gancli.training.ema import EMA
-from gancli.training.evaluation import Evaluation
+from gancli.training.evaluation import PeriodicEvaluation
 from gancli.training.health import HealthMonitor
-from gancli.training.logging import TrainingLogger
+from gancli.training.logging import NullLogger
 from gancli.training.trainer import Trainer
 from gancli.updates import Simultaneous
 
@@ -59,16 +59,25 @@ def trainer_of(
     runtime = runtime_of(options, cuda_graph=options.cuda_graph)
     generator, discriminator = (runtime.place(network) for network in pair)
     adam = partial(torch.optim.Adam, lr=LR, betas=BETAS, fused=True)
-    folder = Path(tempfile.mkdtemp())
-    dataset = ImageDataset(data, train=torch.arange(len(data)), held=torch.arange(1)).to(runtime.device)
-    nothing = {"metric": {}, "dataset": dataset, "labelled": False, "runtime": runtime, "watch": HealthMonitor()}
+    logger = NullLogger()
+    dataset = ImageDataset(data, train_indices=torch.arange(len(data)), holdout_indices=torch.arange(1))
+    dataset = dataset.to(runtime.device)
+    evaluation = PeriodicEvaluation(
+        metric={},
+        dataset=dataset,
+        labelled=False,
+        runtime=runtime,
+        health=HealthMonitor(),
+        logger=logger,
+        every=None,
+    )
     trainer = Trainer(
         game=Game(
             generator=generator,
             discriminator=discriminator,
             loss=NonSaturating(),
             prior=Gaussian(dim=options.latent),
-            stream=runtime.stream(0),
+            stream=Stream(seeded(0, "noise"), device=runtime.device),
             penalties=penalties or {},
             autocast=runtime.autocast,
         ),
@@ -79,10 +88,10 @@ def trainer_of(
         },
         ema=EMA(generator),
         dataset=dataset,
-        checkpoints=Checkpoints(folder),
-        monitor=TrainingLogger(folder, settings={}),
-        evaluation=Evaluation(folder, every=None, **nothing),
-        team=runtime.team,
+        checkpoints=Checkpoints(Path(tempfile.mkdtemp())),
+        logger=logger,
+        evaluation=evaluation,
+        process_group=runtime.process_group,
         seed=0,
         batch_size=options.batch,
         images=10**9,
@@ -139,13 +148,15 @@ def bare(pair: tuple[nn.Module, nn.Module], data: Tensor, options: argparse.Name
     def step() -> None:
         with runtime.autocast():
             fake = generator(noise).float()
-            cut = fake.detach().requires_grad_()
-            real_logits, fake_logits = discriminator(real).float(), discriminator(cut).float()
-        right, fooled = torch.sigmoid(real_logits.detach()), torch.sigmoid(fake_logits.detach())
+            detached = fake.detach().requires_grad_()
+            real_logits, fake_logits = discriminator(real).float(), discriminator(detached).float()
+        d_real, d_fake = torch.sigmoid(real_logits.detach()), torch.sigmoid(fake_logits.detach())
         torch.autograd.backward(
-            [real_logits, fake_logits], [(right - 1) / options.batch, fooled / options.batch], inputs=[*weights_d, cut]
+            [real_logits, fake_logits],
+            [(d_real - 1) / options.batch, d_fake / options.batch],
+            inputs=[*weights_d, detached],
         )
-        fake.backward(cut.grad * ((fooled - 1) / fooled).view(-1, 1, 1, 1))
+        fake.backward(detached.grad * ((d_fake - 1) / d_fake).view(-1, 1, 1, 1))
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -157,7 +168,7 @@ WAYS = {"a": ours, "b": plain, "c": bare}
 
 
 def networks(options: argparse.Namespace) -> tuple[nn.Module, nn.Module]:
-    """Generator and discriminator of the family asked for."""
+    """Returns generator and discriminator of the family that was asked for."""
     shape = (options.image_channels, options.size, options.size)
     make_g, make_d = FAMILIES[options.network]
     generator = make_g(latent_dim=options.latent, image_shape=shape, channels=options.channels)
@@ -165,7 +176,7 @@ def networks(options: argparse.Namespace) -> tuple[nn.Module, nn.Module]:
 
 
 def interleaved(steps: dict[str, Callable[[], object]], options: argparse.Namespace) -> dict[str, list[float]]:
-    """Seconds of each way in each round, after a round that warms up."""
+    """Returns the seconds of each way in each round, after a round that warms up."""
     wait = torch.cuda.synchronize if options.device == "cuda" else lambda: None
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(options.rounds + 1):
@@ -182,8 +193,8 @@ def interleaved(steps: dict[str, Callable[[], object]], options: argparse.Namesp
 
 
 def ratio(seconds: dict[str, list[float]], first: str, second: str) -> str:
-    """How many times as fast the first is as the second."""
-    ratios = [other / own for own, other in zip(seconds[first], seconds[second], strict=True)]
+    """Returns how many times as fast the first way is as the second."""
+    ratios = [slower / faster for faster, slower in zip(seconds[first], seconds[second], strict=True)]
     return f"({first})/({second}) {statistics.median(ratios):.3f}  [{min(ratios):.3f} .. {max(ratios):.3f}]"
 
 

@@ -21,6 +21,7 @@ from gancli.training.checkpoint import Checkpoints
 
 
 def leaves(value: object, name: str = "") -> dict[str, object]:
+    """Returns the values and tensors of a nested state by dotted name."""
     if isinstance(value, dict):
         return {k: v for key, item in value.items() for k, v in leaves(item, f"{name}.{key}").items()}
     if isinstance(value, (list, tuple)):
@@ -34,21 +35,21 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("overrides", nargs="*", default=["train.images=100_000", "checkpoint.every=2_000"])
     options = parser.parse_args()
-    moments = random.Random(options.seed)
+    kill_times = random.Random(options.seed)
     work = Path(tempfile.mkdtemp())
     command = [sys.executable, "-m", "gancli", "train", *options.overrides, "resume=auto"]
-    whole, killed = work / "whole", work / "killed"
+    undisturbed, killed = work / "undisturbed", work / "killed"
     began = time.monotonic()
     with open(work / "log.txt", "w") as log:
-        subprocess.run([*command, f"hydra.run.dir={whole}"], check=True, stdout=log, stderr=log)
-        final, state = Checkpoints(whole / "checkpoints").pick("last")
+        subprocess.run([*command, f"hydra.run.dir={undisturbed}"], check=True, stdout=log, stderr=log)
+        final, state = Checkpoints(undisturbed / "checkpoints").pick("last")
         training = state["seconds"]
         starting = time.monotonic() - began - training
         kills = 0
         while kills < options.kills:
             process = subprocess.Popen([*command, f"hydra.run.dir={killed}"], stdout=log, stderr=log)
             try:
-                process.wait(moments.uniform(0.5 * starting, starting + 0.18 * training))
+                process.wait(kill_times.uniform(0.5 * starting, starting + 0.18 * training))
                 break  # it reached its end before all the kills were due
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGKILL)
@@ -58,7 +59,7 @@ def main() -> None:
                 print(f"kill {kills}: newest checkpoint {files[-1].name if files else 'none yet'}", flush=True)
         subprocess.run([*command, f"hydra.run.dir={killed}"], check=True, stdout=log, stderr=log)
     assert (killed / "checkpoints" / final.name).exists(), "both ended after as many images"
-    (_, a), (_, b) = (Checkpoints(folder / "checkpoints").pick("last") for folder in (whole, killed))
+    (_, a), (_, b) = (Checkpoints(folder / "checkpoints").pick("last") for folder in (undisturbed, killed))
     a, b = leaves(a), leaves(b)
     assert a.keys() == b.keys()
     different = [

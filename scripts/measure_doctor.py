@@ -1,4 +1,4 @@
-"""Does `gancli doctor` tell the time of a run? Asks it, then trains by the same words, and compares.
+"""Compares the time that `gancli doctor` predicts for a run with the time that the run takes.
 
     python scripts/measure_doctor.py                        # digits, about three minutes
     python scripts/measure_doctor.py experiment=gaussian_ring train.images=800_000
@@ -15,20 +15,20 @@ import tempfile
 import time
 
 WORDS = ["train.images=600_000", "device.threads=1"]
-MOST = 0.15
+TOLERANCE = 0.15
 
 
 def predicted(words: list[str]) -> float:
-    """Seconds, by doctor's line on the length."""
+    """Returns the seconds that doctor's line on the length predicts."""
     command = [sys.executable, "-m", "gancli", "doctor", *words]
-    said = subprocess.run(command, check=True, stderr=subprocess.PIPE, text=True).stderr
-    print(said, end="")
-    days, hours, minutes, seconds = re.search(r"length .*?(?:(\d+) days?, )?(\d+):(\d\d):(\d\d)", said).groups()
+    output = subprocess.run(command, check=True, stderr=subprocess.PIPE, text=True).stderr
+    print(output, end="")
+    days, hours, minutes, seconds = re.search(r"length .*?(?:(\d+) days?, )?(\d+):(\d\d):(\d\d)", output).groups()
     return 86_400 * int(days or 0) + 3_600 * int(hours) + 60 * int(minutes) + int(seconds)
 
 
-def taken(words: list[str]) -> float:
-    """Seconds of the run itself."""
+def measured(words: list[str]) -> float:
+    """Returns the seconds of the run itself, from command line to end."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "gancli", "train", *words, f"hydra.run.dir={folder}/run"]
@@ -41,9 +41,9 @@ def main() -> None:
         print(__doc__)
         return
     words = sys.argv[1:] or WORDS
-    said, took = predicted(words), taken(words)
-    print(f"doctor said {said:.0f} s, the run took {took:.0f} s: {said / took - 1:+.1%}")
-    sys.exit(abs(said / took - 1) > MOST)
+    prediction, seconds = predicted(words), measured(words)
+    print(f"doctor predicted {prediction:.0f} s, the run took {seconds:.0f} s: {prediction / seconds - 1:+.1%}")
+    sys.exit(abs(prediction / seconds - 1) > TOLERANCE)
 
 
 if __name__ == "__main__":

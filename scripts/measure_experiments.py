@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Trains experiments with several seeds, evaluates each run, and writes the README's table from what was measured.
+"""Trains experiments with several seeds, evaluates each run, and writes the table of docs/recipes.md.
 
     scripts/measure_experiments.py gaussian_ring gaussian_grid
     scripts/measure_experiments.py mnist --seeds 0 1 2 -- dataset.root=data update=alternating train.minutes=5
@@ -7,11 +7,12 @@
     scripts/measure_experiments.py --curve outputs/a
     scripts/measure_experiments.py --write
 
-What follows `--` goes to `gancli train` and is part of a row's name. Results are kept in docs/experiments.json, a
-record per run; `--write` only puts the table into README.md, `--evaluate` records runs that
-were trained by hand with experiment=… and seed=…, `--curve` draws FID, precision and recall of all the checkpoints of
-one into docs/. Runs on few images (dataset.limit) are measured against
-the held-out part, so that copies of those few earn nothing; all others against the training part.
+What follows `--` is passed to `gancli train` and is part of a row's name. Results are kept in docs/experiments.json,
+one record per run. `--write` only puts the table into docs/recipes.md. `--evaluate` records runs that were trained by
+hand with experiment=… and seed=…. `--curve` draws the Fréchet distance, precision and recall of all the checkpoints of
+one run into docs/. Images are compared in the features of a classifier, so the data needs labels (for a folder:
+dataset.labels=true). Runs on few images (dataset.limit) are measured against the held-out part, so that copies of
+those few images gain nothing; all others against the training part.
 """
 
 from __future__ import annotations
@@ -27,13 +28,15 @@ import tempfile
 from collections import defaultdict
 from pathlib import Path
 
-from gancli.reporting.image_grids import png
-from gancli.reporting.plots import BLUE, RED, drawn, figure
+from gancli.reporting.image_grids import encode_png
+from gancli.reporting.plots import BLUE, RED, figure, render
+from gancli.training.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "experiments.json"
-README = ROOT / "README.md"
-OUTSIDE = (  # what changes nothing in a run's samples
+RECIPES = ROOT / "docs" / "recipes.md"
+FEATURES = "classifier"
+WITHOUT_EFFECT = (  # settings that change nothing in a run's samples
     "dataset.root=",
     "dataset.path=",
     "dataset.download=",
@@ -43,55 +46,61 @@ OUTSIDE = (  # what changes nothing in a run's samples
     "log.",
     "evaluation.",
 )
-SHOWN = {  # number -> its heading, in order
+COLUMNS = {  # number -> its heading, in order
     "modes": "modes",
     "high_quality": "high quality",
     "reverse_kl": "reverse KL",
-    "fid": "FID",
+    f"fd_{FEATURES}": f"FD ({FEATURES})",
     "precision": "precision",
     "recall": "recall",
     "closer_than_holdout": "copies",
     "augmentation": "augmentation",
 }
+DAGGER = "†"
+NOTE = f"""{DAGGER} At least one run of this row was trained from a checkout with uncommitted changes, or from an
+unknown commit, so the recorded commit alone does not reproduce it."""
 
 
-def trained(experiment: str, seed: int, overrides: list[str], run: Path) -> Path:
-    """The run folder of one training."""
+def train(experiment: str, seed: int, overrides: list[str], run: Path) -> Path:
+    """Trains one run and returns its folder."""
     words = [f"experiment={experiment}", f"seed={seed}", f"hydra.run.dir={run}", *overrides]
     subprocess.run([sys.executable, "-m", "gancli", "train", *words], check=True)
     return run
 
 
-def about(run: Path) -> tuple[dict, dict[str, str]]:
-    """The last start of a run as run.json has it, and what was typed at any."""
-    starts = json.loads((run / "run.json").read_text())["starts"]
-    typed = dict(word.lstrip("+").split("=", 1) for start in starts for word in start["overrides"])
-    return starts[-1], {key: value for key, value in typed.items() if key != "resume"}
+def evaluate(run: Path, *words: str) -> list[dict]:
+    """Evaluates a run and returns all the rows of `gancli evaluate` in its folder, oldest first."""
+    command = [sys.executable, "-m", "gancli", "evaluate", f"run={run}", f"metric/features={FEATURES}", *words]
+    subprocess.run(command, check=True)
+    return RunFolder(run).read_evaluations(by="evaluate")
+
+
+def last_start(run: Path) -> tuple[dict, dict[str, str]]:
+    """Returns the last start of a run as run.json has it, and the overrides of all its starts."""
+    starts = RunFolder(run).starts()
+    overrides = dict(word.lstrip("+").split("=", 1) for start in starts for word in start["overrides"])
+    return starts[-1], {key: value for key, value in overrides.items() if key != "resume"}
 
 
 def device(run: Path) -> str:
-    """What the run says of where it computed."""
-    lines = [line for line in (run / "train.log").read_text().splitlines() if "device: " in line]
+    """Returns what the run's log says of its device."""
+    lines = [line for line in RunFolder(run).log.read_text().splitlines() if "device: " in line]
     return lines[-1].partition("device: ")[2]
 
 
-def measured(run: Path) -> dict:
-    """Evaluates the last checkpoint of a run; everything that a table or a doubter may want to know."""
-    start, typed = about(run)
-    experiment, seed = typed.pop("experiment"), int(typed.pop("seed"))
-    typed.pop("hydra.run.dir", None)
-    samples = 26_000 if experiment.startswith("stacked_mnist") else 10_000  # PacGAN's number
-    reference = "holdout" if "dataset.limit" in typed else "train"
-    words = [f"run={run}", f"count={samples}", f"reference={reference}"]
-    subprocess.run([sys.executable, "-m", "gancli", "evaluate", *words], check=True)
-    row = json.loads((run / "evaluations.jsonl").read_text().splitlines()[-1])
-    if "augment=ada" in start["overrides"]:  # where its steered strength has ended
-        row["values"]["augmentation"] = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])[
-            "augment/strength"
-        ]
+def measure(run: Path) -> dict:
+    """Evaluates the last checkpoint of a run and returns its record, with all that is needed to repeat it."""
+    start, overrides = last_start(run)
+    experiment, seed = overrides.pop("experiment"), int(overrides.pop("seed"))
+    overrides.pop("hydra.run.dir", None)
+    samples = 26_000 if experiment.startswith("stacked_mnist") else 10_000  # 26,000 is PacGAN's number
+    reference = "holdout" if "dataset.limit" in overrides else "train"
+    row = evaluate(run, f"count={samples}", f"reference={reference}")[-1]
+    if overrides.get("augment") == "ada":  # where its adaptive strength has ended
+        row["values"]["augmentation"] = RunFolder(run).read_metrics()[-1]["augment/strength"]
     return {
         "experiment": experiment,
-        "overrides": [f"{key}={value}" for key, value in typed.items()],
+        "overrides": [f"{key}={value}" for key, value in overrides.items()],
         "seed": seed,
         "machine": f"{os.cpu_count()} cores {platform.machine()}, {device(run)}",
         "git_commit": start["git_commit"],
@@ -101,56 +110,63 @@ def measured(run: Path) -> dict:
 
 
 def curve(run: Path) -> Path:
-    """Draws how good the samples of each checkpoint are over the minutes of training; returns the picture."""
-    words = [f"run={run}", "checkpoint=all", "count=10_000", "metric=[fid,precision_recall]"]
-    subprocess.run([sys.executable, "-m", "gancli", "evaluate", *words], check=True)
-    count = len(list((run / "checkpoints").glob("images-*.pt")))
-    rows = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()[-count:]]
+    """Draws the quality of the samples of each checkpoint over the minutes of training; returns the image file."""
+    count = len(list(RunFolder(run).checkpoints.glob("images-*.pt")))
+    rows = evaluate(run, "checkpoint=all", "count=10_000", "metric=[fid,precision_recall]")[-count:]
     minutes = [row["seconds"] / 60 for row in rows]
-    made, (distance, shares) = figure(2)
-    distance.plot(minutes, [row["values"]["fid"] for row in rows], "o-", color=BLUE)
-    distance.set(title="FID, in the features of a classifier", xlabel="minutes", yscale="log")
+    plot, (distance, shares) = figure(2)
+    distance.plot(minutes, [row["values"][f"fd_{FEATURES}"] for row in rows], "o-", color=BLUE)
+    distance.set(title=f"Fréchet distance in the features of a {FEATURES}", xlabel="minutes", yscale="log")
     for name, color in {"precision": BLUE, "recall": RED}.items():
         shares.plot(minutes, [row["values"][name] for row in rows], "o-", color=color, label=name)
     shares.set(title="precision and recall", xlabel="minutes", ylim=(0, 1))
     shares.legend(frameon=False)
-    file = RESULTS.parent / f"curve-{about(run)[1]['experiment']}.png"
-    file.write_bytes(png(drawn(made)))
+    file = RESULTS.parent / f"curve-{last_start(run)[1]['experiment']}.png"
+    file.write_bytes(encode_png(render(plot)))
     return file
 
 
 def keep(record: dict) -> None:
-    """Puts a record in the place of the one of the same recipe and seed."""
-    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-    others = [old for old in known if (recipe(old), old["seed"]) != (recipe(record), record["seed"])]
+    """Stores a record in docs/experiments.json, in place of the one of the same recipe and seed."""
+    stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+    others = [old for old in stored if (recipe(old), old["seed"]) != (recipe(record), record["seed"])]
     records = sorted([*others, record], key=lambda record: (recipe(record), record["seed"]))
     RESULTS.write_text(json.dumps(records, indent=1) + "\n")
 
 
 def recipe(record: dict) -> str:
-    """A row's name: what was trained, without the place of data and results."""
-    return " ".join([record["experiment"], *sorted(o for o in record["overrides"] if not o.startswith(OUTSIDE))])
+    """Returns the name of a row: the experiment and the overrides that change its samples."""
+    overrides = [word for word in record["overrides"] if not word.startswith(WITHOUT_EFFECT)]
+    return " ".join([record["experiment"], *sorted(overrides)])
 
 
-def tables(records: list[dict]) -> str:
-    """One line for each recipe: mean and, over several seeds, standard deviation of every number."""
+def from_a_dirty_tree(record: dict) -> bool:
+    """Whether the code that trained the run is not known from the recorded commit."""
+    commit = record.get("git_commit")
+    return commit is None or commit.endswith("+changes")
+
+
+def table(records: list[dict]) -> str:
+    """Returns one line for each recipe: mean and, over several seeds, standard deviation of every number."""
     groups = defaultdict(list)
     for record in records:
         groups[recipe(record)].append(record)
-    names = [name for name in SHOWN if any(name in record["evaluation"]["values"] for record in records)]
-    head = ["experiment", "seeds", "images", "minutes", *(SHOWN[name] for name in names)]
+    names = [name for name in COLUMNS if any(name in record["evaluation"]["values"] for record in records)]
+    head = ["experiment", "seeds", "images", "minutes", *(COLUMNS[name] for name in names)]
     lines = [head, ["---"] * len(head)]
     for name, group in groups.items():
         rows = [record["evaluation"] for record in group]
         images = statistics.mean(row["images"] for row in rows)
         minutes = statistics.mean(row["seconds"] for row in rows) / 60
-        cells = [f"`{name}`", str(len(group)), f"{images / 1e6:.2f} M", f"{minutes:.1f}"]
+        mark = f" {DAGGER}" if any(map(from_a_dirty_tree, group)) else ""
+        cells = [f"`{name}`{mark}", str(len(group)), f"{images / 1e6:.2f} M", f"{minutes:.1f}"]
         lines.append([*cells, *(spread([row["values"][n] for row in rows if n in row["values"]]) for n in names)])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return f"{text}\n\n{NOTE}" if any(map(from_a_dirty_tree, records)) else text
 
 
 def spread(values: list[float]) -> str:
-    """ "0.973 ± 0.004"; nothing where nothing was measured."""
+    """Returns "0.973 ± 0.004"; an empty text where nothing was measured."""
     if not values:
         return ""
     text = f"{statistics.mean(values):.4g}"
@@ -158,11 +174,11 @@ def spread(values: list[float]) -> str:
 
 
 def write(records: list[dict]) -> None:
-    """Puts the table between its two marks in README.md."""
-    before, rest = README.read_text().split("<!-- experiments -->\n")
+    """Puts the table between its two marks in docs/recipes.md."""
+    before, rest = RECIPES.read_text().split("<!-- experiments -->\n")
     _, after = rest.split("<!-- end of experiments -->\n")
-    parts = [before, "<!-- experiments -->\n", tables(records), "\n", "<!-- end of experiments -->\n", after]
-    README.write_text("".join(parts))
+    parts = [before, "<!-- experiments -->\n", table(records), "\n", "<!-- end of experiments -->\n", after]
+    RECIPES.write_text("".join(parts))
 
 
 def main() -> None:
@@ -176,18 +192,18 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, help="folder for the run folders; a temporary one where not given")
     parser.add_argument("--evaluate", nargs="+", type=Path, default=[], help="run folders that were trained before")
     parser.add_argument("--curve", type=Path, help="run folder that kept many checkpoints: checkpoint.keep=100")
-    parser.add_argument("--write", action="store_true", help="only put the tables into README.md")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/recipes.md")
     options = parser.parse_args(arguments)
     folder = (options.runs or Path(tempfile.mkdtemp(prefix="gancli-"))).resolve()
     for run in options.evaluate:
-        keep(measured(run))
+        keep(measure(run))
     if options.curve:
         print(curve(options.curve))
     for experiment in options.experiments:
         for seed in options.seeds:
-            keep(measured(trained(experiment, seed, overrides, folder / f"{experiment}-{seed}")))
+            keep(measure(train(experiment, seed, overrides, folder / f"{experiment}-{seed}")))
     if RESULTS.exists():
-        print(tables(json.loads(RESULTS.read_text())))
+        print(table(json.loads(RESULTS.read_text())))
         if options.write:
             write(json.loads(RESULTS.read_text()))
 

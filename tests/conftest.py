@@ -1,7 +1,10 @@
 """What many tests need: the command line in-process, and a run that takes a second."""
 
+import copy
+import functools
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -64,16 +67,33 @@ def cli(capsys, monkeypatch, tmp_path):
     logging.captureWarnings(False)
 
 
+@functools.lru_cache(maxsize=512)
+def _composed(overrides):
+    from gancli.config import compose
+
+    return compose("train", list(overrides))
+
+
+def train_in(folder, *overrides):
+    """Trains as `gancli train` does, without the second that Hydra takes to compose and launch it."""
+    from gancli.commands import train
+
+    logging.captureWarnings(True)
+    try:
+        trainer = train.run(copy.deepcopy(_composed(overrides)), folder=Path(folder), overrides=list(overrides))
+    finally:
+        logging.captureWarnings(False)
+    assert not isinstance(trainer.stopped_by, signal.Signals)
+
+
 @pytest.fixture
-def train(cli):
+def train(monkeypatch, tmp_path):
     """`train("key=value", …)` runs a tiny training in ./run and must succeed."""
+    monkeypatch.chdir(tmp_path)
 
     def call(*overrides, folder="run", images=None):
-        words = [*TINY, f"hydra.run.dir={folder}", *overrides]
-        if images is not None:
-            words.append(f"train.images={images}")
-        result = cli("train", *words)
-        assert result.status == 0, result.err
+        length = [] if images is None else [f"train.images={images}"]
+        train_in(folder, *TINY, *overrides, *length)
         return Path(folder)
 
     return call
@@ -82,18 +102,6 @@ def train(cli):
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
     """A finished tiny run, made once; do not write into it."""
-    from hydra.core.global_hydra import GlobalHydra
-
-    from gancli.cli import run
-
     folder = tmp_path_factory.mktemp("trained") / "run"
-    argv, here = sys.argv, os.getcwd()
-    os.chdir(folder.parent)
-    try:
-        assert run(["train", *TINY, f"hydra.run.dir={folder}"]) == 0
-    finally:
-        sys.argv = argv
-        os.chdir(here)
-        GlobalHydra.instance().clear()
-        logging.captureWarnings(False)
+    train_in(folder, *TINY)
     return folder

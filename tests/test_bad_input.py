@@ -13,8 +13,10 @@ import pytest
 import torch
 from conftest import TINY
 
+from gancli.training.checkpoint import FORMAT
+
 RUN = [*TINY, "hydra.run.dir=run"]
-LAW = ["dataset=distribution_1d", "network=mlp"]
+LINE = ["dataset=distribution_1d", "network=mlp"]
 
 TRAIN = {  # overrides -> what the error must name
     "unknown loss": (["loss=hing"], "loss=hing: no such choice; did you mean hinge?"),
@@ -32,7 +34,7 @@ TRAIN = {  # overrides -> what the error must name
     "batch is zero": (["train.batch_size=0"], "train.batch_size=0: at least 1"),
     "batch is a fraction": (["train.batch_size=1.5"], "train.batch_size=1.5: expected int"),
     "batch larger than the data": (["train.batch_size=5000"], "train.batch_size=5000: larger than the data set of"),
-    "limit of nothing": (["dataset.limit=0"], "dataset.limit=0: at least 1 image"),
+    "limit of nothing": (["dataset.limit=0"], "dataset.limit=0: at least 1"),
     "limit below the batch": (["dataset.limit=9"], "train.batch_size=16: larger than the data set of 9"),
     "no length": (["train.images=null"], "train.images=null, minutes=null: one of them"),
     "no noise": (["prior.dim=0"], "prior.dim=0: noise needs"),
@@ -61,7 +63,7 @@ TRAIN = {  # overrides -> what the error must name
     "unknown module": (["loss._target_=mine.Loss"], "no module mine"),
     "a setting no class takes": (["+loss.margin=2"], "loss.margin: gancli.losses.NonSaturating has no such setting"),
     "pack of nothing": (["pack=0"], "pack=0: 1 for none"),
-    "packed labels": (["pack=2", "conditional=true"], "pack=2: 1 for none, or more for a run without labels"),
+    "packed labels": (["pack=2", "conditional=true"], "pack=2: samples of different classes do not go into one pack"),
     "packs and a norm": (["pack=2", "penalty=[wgan_gp]"], "pack=2: penalty wgan_gp sets the norm"),
     "unknown metric": (["metric=[fidd]"], "metric=fidd: no such choice; did you mean fid?"),
     "unknown features": (["metric/features=clasifier"], "did you mean classifier?"),
@@ -70,19 +72,19 @@ TRAIN = {  # overrides -> what the error must name
         "put weights-inception-2015-12-05-6726825d.pth into",
     ),
     "evaluation of one": (["evaluation.count=1"], "evaluation.count=1: at least 2"),
-    "unknown action": (["watch.action=halt"], "watch.action=halt: expected one of warn, stop, rollback"),
-    "a factor that raises": (["watch.lower_lr=2"], "watch.lower_lr=2"),
+    "unknown action": (["health.action=halt"], "health.action=halt: expected one of warn, stop, rollback"),
+    "a factor that raises": (["health.lower_lr=2"], "health.lower_lr=2"),
     "a formula without its inner quotes": (
-        [*LAW, "distribution@dataset.distribution=expression", "dataset.distribution.cdf=1 - exp(-x**2)"],
+        [*LINE, "distribution@dataset.distribution=expression", "dataset.distribution.cdf=1 - exp(-x**2)"],
         "dataset.distribution.cdf=1 - exp(-x**2): not readable; quote such a value twice, once for the shell: "
         "\"dataset.distribution.cdf='1 - exp(-x**2)'\"",
     ),
     "a formula of something else": (
-        [*LAW, "distribution@dataset.distribution=expression", "dataset.distribution.cdf='1 - foo(x)'"],
+        [*LINE, "distribution@dataset.distribution=expression", "dataset.distribution.cdf='1 - foo(x)'"],
         "dataset.distribution.cdf=1 - foo(x): holds foo(x), which is no arithmetic",
     ),
     "a table that is not there": (
-        [*LAW, "distribution@dataset.distribution=table", "dataset.distribution.path=nowhere.txt"],
+        [*LINE, "distribution@dataset.distribution=table", "dataset.distribution.path=nowhere.txt"],
         "dataset.distribution.path=nowhere.txt: not readable as a table of numbers",
     ),
     "a list that is not closed": (["penalty=[r1"], "penalty=[r1: not readable; are its brackets and quotes closed?"),
@@ -103,7 +105,7 @@ SAMPLE = {
     "no samples": (["run={run}", "count=0"], "count=0: at least 1"),
     "labels of an unlabelled run": (["run={run}", "labels=[1]"], "labels=[1]: this run was trained without labels"),
     "negative truncation": (["run={run}", "truncation=-1"], "truncation=-1"),
-    "unknown checkpoint": (["run={run}", "checkpoint=7"], "checkpoint=7: not in"),
+    "unknown checkpoint": (["run={run}", "checkpoint=7"], "checkpoint=7: no such file in"),
     "checkpoint by a word": (["run={run}", "checkpoint=newest"], "say last, best or a number of images"),
     "wrong ending": (["run={run}", "out=a.jpg"], "writes a file that ends in .png"),
 }
@@ -168,11 +170,11 @@ class Malicious:
 def test_a_malicious_checkpoint_runs_nothing(trained, cli, tmp_path):
     run = shutil.copytree(trained, tmp_path / "run")
     for file in (run / "checkpoints").iterdir():
-        torch.save({"format": 1, "evil": Malicious()}, file)
+        torch.save({"format": FORMAT, "evil": Malicious()}, file)
     refused(cli("sample", f"run={run}"), "no readable checkpoint")
     for file in (run / "checkpoints").iterdir():
         file.write_bytes(pickle.dumps(Malicious()))
-    refused(cli("sample", "run=run", f"checkpoint={int(file.stem.split('-')[1])}"), "cut short or damaged")
+    refused(cli("sample", "run=run", f"checkpoint={int(file.stem.split('-')[1])}"), "truncated or damaged")
     assert not Path("executed").exists()
 
 
@@ -244,7 +246,7 @@ def test_a_path_through_a_file(cli):
 )
 def test_what_a_run_folder_says_of_its_overrides_is_never_composed(trained, cli, tmp_path, override):
     run = shutil.copytree(trained, tmp_path / "run")
-    (run / "run.json").write_text(json.dumps({"starts": [{"overrides": [override]}]}))
+    (run / "run.json").write_text(json.dumps({"format": 2, "starts": [{"overrides": [override]}]}))
     assert cli("train", f"resume={run}", "train.images=128").status == 0
     assert "this" not in sys.modules
 

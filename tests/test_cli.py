@@ -95,7 +95,7 @@ def test_multirun(cli):
     ],
 )
 def test_a_launched_run_keeps_its_folder(words, launched):
-    assert cli_module._launched(words) == launched
+    assert cli_module._as_sweep_of_one(words) == launched
 
 
 @pytest.mark.slow
@@ -165,8 +165,8 @@ def test_a_loss_of_ones_own_needs_a_class_and_a_yaml(cli, tmp_path, monkeypatch)
 
 
 def test_two_processes_do_not_train_in_one_folder(cli, tmp_path):
-    from gancli.training.run_folder import locked
+    from gancli.training.run_folder import RunFolder
 
-    with locked(tmp_path / "run"):
+    with RunFolder(tmp_path / "run").locked():
         result = cli("train", *TINY, "hydra.run.dir=run")
     assert result.status == 2 and "another process" in result.err

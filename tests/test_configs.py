@@ -1,22 +1,22 @@
 """Every YAML there is, found by glob: composed, checked, instantiated, commented."""
 
+import inspect
 import re
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from conftest import TINY
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from omegaconf import OmegaConf
 from PIL import Image
 
 from gancli import config
-from gancli.commands import train
-from gancli.config import build, config_dir
+from gancli.build import build, nodes, resolve
+from gancli.commands import check_settings, parts, train
+from gancli.config import config_dir
 from gancli.datasets import stacked_mnist, torchvision_sets
-from gancli.device import seeded
+from gancli.randomness import seeded
 from gancli.training import run_folder
 
 GROUPS = sorted(p.name for p in config_dir().iterdir() if p.is_dir() and p.name != "hydra")
@@ -34,9 +34,7 @@ def choices(group):
 
 
 def composed(*overrides, name="train"):
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        return OmegaConf.to_container(compose(name, list(overrides)), resolve=True)
+    return config.compose(name, list(overrides))
 
 
 def override_for(file):
@@ -57,22 +55,41 @@ def override_for(file):
 
 @pytest.mark.parametrize("file", [f for f in FILES if "/" in f and not f.startswith("hydra")])
 def test_every_choice_composes_and_each_key_is_taken_by_the_class_it_is_for(file):
-    config.check(composed(*override_for(file)), train.SCHEMA)
+    config.check(composed(*override_for(file)), check_settings.SCHEMA)
 
 
 def test_a_key_that_nothing_reads_is_noticed():
     settings = composed("+train.colour=3")
     with pytest.raises(config.UserError, match=r"train\.colour: .* has no such setting"):
-        config.check(settings, train.SCHEMA)
+        config.check(settings, check_settings.SCHEMA)
 
 
 def test_top_level_keys_are_read():
     settings = composed()
     sections = {key for key, value in settings.items() if isinstance(value, dict)}
-    source = "".join(Path(module.__file__).read_text() for module in (train, run_folder))
+    source = "".join(Path(module.__file__).read_text() for module in (train, check_settings, parts, run_folder))
     used = re.findall(r'settings\["(\w+)"\]', source)
     assert sections <= set(used), sections - set(used)
-    assert set(settings) - sections == set(train.SCHEMA)
+    assert set(settings) - sections == set(check_settings.SCHEMA)
+
+
+def test_a_default_is_the_same_in_the_yaml_and_in_the_constructor():
+    """Where several choices name one class, such as the data sets of torchvision, their YAML may differ from it."""
+    values = defaultdict(set)
+    for file in (file for file in FILES if not file.startswith(("hydra", "experiment"))):
+        settings = composed(*override_for(file)) if "/" in file else composed(name=file.removesuffix(".yaml"))
+        for _, node in nodes(settings):
+            for name, value in node.items():
+                if not isinstance(value, dict) and value != "???" and node["_target_"].startswith("gancli."):
+                    values[node["_target_"], name].add(repr(value))
+    differing = []
+    for (target, name), found in values.items():
+        parameter = inspect.signature(resolve(target, key="")).parameters.get(name)
+        if len(found) == 1 and parameter is not None and parameter.default is not inspect.Parameter.empty:
+            default = list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
+            if found != {repr(default)}:
+                differing.append(f"{target}: {name} is {found} in YAML, {default!r} in the constructor")
+    assert len(values) > 100 and not differing, "\n".join(differing)
 
 
 @pytest.mark.parametrize("file", FILES)

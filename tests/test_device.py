@@ -1,20 +1,20 @@
+"""The device of a run, its precision, and what each of them changes."""
+
 from __future__ import annotations
 
-import io
-import random
 from collections.abc import Iterator
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from gancli.device import Runtime, Stream, random_state, seeded, set_random_state
+from gancli.device import Runtime
 from gancli.errors import UserError
-from gancli.game import Game
+from gancli.game import PLAYERS, Game
 from gancli.losses import NonSaturating
 from gancli.networks.base import Discriminator, Generator
 from gancli.penalties import R1
+from gancli.randomness import Stream, seed_global_generators, seeded
 from gancli.updates import Simultaneous
 
 CPU = torch.device("cpu")
@@ -26,82 +26,6 @@ def _global_settings_come_back() -> Iterator[None]:
     yield
     torch.set_num_threads(threads)
     torch.set_float32_matmul_precision(precision)
-
-
-def normal(count: int, rng: torch.Generator) -> Tensor:
-    return torch.randn(count, 3, generator=rng)
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_slices_of_the_ranks_make_the_draw_of_one_process(world_size: int) -> None:
-    whole = Stream(seeded("noise"), device=CPU)
-    ranks = [Stream(seeded("noise"), device=CPU, part=rank, parts=world_size) for rank in range(world_size)]
-    for _ in range(3):
-        together = torch.cat([stream.take(normal, 8 // world_size) for stream in ranks])
-        assert torch.equal(together, whole.take(normal, 8))
-
-
-def test_a_stream_moves_on() -> None:
-    stream = Stream(seeded("noise"), device=CPU)
-    assert not torch.equal(stream.take(normal, 4), stream.take(normal, 4))
-
-
-def test_seeded_depends_on_its_key_alone() -> None:
-    def first(*key: int | str) -> list[float]:
-        return torch.rand(4, generator=seeded(*key)).tolist()
-
-    torch.manual_seed(1)
-    before = first(0, "order", 3)
-    torch.manual_seed(2)
-    assert first(0, "order", 3) == before
-    keys = [(0, "order", 3), (1, "order", 3), (0, "noise", 3), (0, "order", 4), (0, "order"), ("0", "order", 3), (-1,)]
-    assert len({tuple(first(*key)) for key in keys}) == len(keys)
-    assert torch.rand(4, generator=seeded(0, "order", 3)).tolist() != torch.rand(4).tolist()
-
-
-def test_seeded_streams_are_independent() -> None:
-    draws = torch.stack([torch.randn(4000, generator=seeded(seed, "noise")) for seed in range(8)])
-    assert (torch.corrcoef(draws) - torch.eye(8)).abs().max() < 5 / 4000**0.5
-
-
-def draw_everywhere(stream: Stream) -> list[object]:
-    return [
-        stream.take(normal, 2).tolist(),
-        torch.rand(3).tolist(),
-        [random.random(), random.gauss(0, 1)],
-        np.random.rand(3).tolist(),
-        np.random.standard_normal(1).tolist(),
-    ]
-
-
-def test_random_state_brings_every_generator_back_through_a_file() -> None:
-    runtime = Runtime(kind="cpu")
-    runtime.seed(5)
-    stream = runtime.stream(5)
-    draw_everywhere(stream)  # leaves half a pair of normal numbers in Python's and numpy's generators
-    file = io.BytesIO()
-    torch.save(random_state(stream), file)
-    expected = [draw_everywhere(stream), draw_everywhere(stream)]
-    assert expected[0] != expected[1]
-
-    runtime.seed(6)
-    other = runtime.stream(6)
-    file.seek(0)
-    set_random_state(torch.load(file, weights_only=True), other)
-    assert [draw_everywhere(other), draw_everywhere(other)] == expected
-
-
-@pytest.mark.parametrize("seed", [0, 7, 2**40])
-def test_seed_fixes_the_global_generators(seed: int) -> None:
-    def draws() -> list[float]:
-        return [random.random(), np.random.rand(), torch.rand(()).item()]
-
-    runtime = Runtime(kind="cpu")
-    runtime.seed(seed)
-    first = draws()
-    assert draws() != first
-    runtime.seed(seed)
-    assert draws() == first
 
 
 class TinyG(Generator):
@@ -131,18 +55,18 @@ class TinyD(Discriminator):
 class Normal:
     dim = 4
 
-    def batch(self, count: int, rng: torch.Generator) -> Tensor:
+    def sample_batch(self, count: int, rng: torch.Generator) -> Tensor:
         return torch.randn(count, 4, generator=rng)
 
 
 def game_of(runtime: Runtime) -> Game:
-    runtime.seed(0)
+    seed_global_generators(0)
     return Game(
         generator=runtime.place(TinyG()),
         discriminator=runtime.place(TinyD()),
         loss=NonSaturating(),
         prior=Normal(),  # type: ignore[arg-type]
-        stream=runtime.stream(0),
+        stream=Stream(seeded(0, "noise"), device=CPU),
         penalties={"r1": R1(weight=1.0)},
         autocast=runtime.autocast,
     )
@@ -154,8 +78,8 @@ def game_of(runtime: Runtime) -> Game:
 def test_what_leaves_the_game_is_float32_at_any_precision(precision: str, inside: torch.dtype) -> None:
     game = game_of(Runtime(kind="cpu", precision=precision))  # type: ignore[arg-type]
     images = game.generate(3, None)
-    scored = game.discriminate_detached(images, None)
-    assert images.dtype == scored.logits.dtype == scored.inputs.dtype == scored.gradient().dtype == torch.float32
+    output = game.discriminate_detached(images, None)
+    assert images.dtype == output.logits.dtype == output.inputs.dtype == output.gradient().dtype == torch.float32
     assert game.generator.made == game.discriminator.made == [inside]
     assert all(parameter.dtype == torch.float32 for parameter in game.discriminator.parameters())
 
@@ -165,10 +89,10 @@ def test_bf16_gradients_point_where_float32_ones_do() -> None:
     found = {}
     for precision in ("float32", "bf16"):
         game = game_of(Runtime(kind="cpu", precision=precision))  # type: ignore[arg-type]
-        list(Simultaneous().stages(game, lambda k: (samples, None), step=0, progress=0.0))
-        for player in ("generator", "discriminator"):
+        list(Simultaneous().player_updates(game, lambda k: (samples, None), step=0, progress=0.0))
+        for player in PLAYERS:
             found[precision, player] = torch.cat([p.grad.flatten() for p in game.network(player).parameters()])
-    for player in ("generator", "discriminator"):
+    for player in PLAYERS:
         exact, short = found["float32", player], found["bf16", player]
         assert not torch.equal(exact, short)
         assert (exact - short).norm() < 0.05 * exact.norm()

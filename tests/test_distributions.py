@@ -1,4 +1,4 @@
-"""Each distribution: its CDF, inverse, density and samples are those of one and the same distribution."""
+"""For every distribution, the CDF, its inverse, the density and the samples agree with each other."""
 
 import numpy as np
 import pytest
@@ -6,9 +6,10 @@ import torch
 
 from gancli import distributions
 from gancli.datasets.points import Distribution1d
-from gancli.device import seeded
+from gancli.errors import SettingError
 from gancli.metrics.base import Samples
 from gancli.metrics.modes import Line
+from gancli.randomness import seeded
 
 SAMPLES = [-1.0, 0.0, 0.25, 0.5, 2.0, 5.0]
 CASES = {
@@ -21,19 +22,12 @@ CASES = {
 }
 
 
-def walk(kind):
-    for child in kind.__subclasses__():
-        if child.__module__ == distributions.__name__:
-            yield child
-        yield from walk(child)
-
-
-KINDS = sorted(walk(distributions.Distribution), key=lambda kind: kind.__name__)
+KINDS = [kind for kind in distributions.Distribution.__subclasses__() if kind.__module__ == distributions.__name__]
 
 
 @pytest.fixture(params=KINDS, ids=lambda kind: kind.__name__)
 def distribution(request, tmp_path):
-    settings = dict(CASES[request.param.__name__])  # a new distribution needs a case above
+    settings = dict(CASES[request.param.__name__])
     if request.param is distributions.Table:
         file = tmp_path / "samples.txt"
         file.write_text("\n".join(map(str, SAMPLES)))
@@ -41,11 +35,11 @@ def distribution(request, tmp_path):
     return request.param(**settings)
 
 
-def test_every_law_is_walked():
-    assert {kind.__name__ for kind in KINDS} >= set(CASES)
+def test_every_distribution_has_a_case():
+    assert {kind.__name__ for kind in KINDS} == set(CASES)
 
 
-def test_round_trip(distribution):
+def test_inverse_cdf_is_the_inverse_of_the_cdf(distribution):
     u = torch.linspace(0.001, 0.999, 997, dtype=torch.float64)
     x = distribution.inverse_cdf(u)
     assert x.dtype == torch.float64
@@ -58,9 +52,9 @@ def test_samples_follow_the_cdf(distribution):
     count = 20_000
     samples = distribution.sample(count, seeded(0, "distributions"))
     assert samples.dtype == torch.float32 and samples.shape == (count,)
-    share = distribution.cdf(samples.sort().values)
+    probabilities = distribution.cdf(samples.sort().values)
     steps = torch.arange(count + 1, dtype=torch.float64) / count
-    distance = torch.maximum((share - steps[:-1]).abs().max(), (share - steps[1:]).abs().max())
+    distance = torch.maximum((probabilities - steps[:-1]).abs().max(), (probabilities - steps[1:]).abs().max())
     assert distance < 0.0115  # the 1 % point of Kolmogorov's statistic
     assert torch.equal(samples, distribution.sample(count, seeded(0, "distributions")))
 
@@ -79,7 +73,7 @@ def test_density_is_the_derivative_of_the_cdf(distribution):
     assert (slope - distribution.density(x)).abs().max() < 1e-5
 
 
-def test_ends(distribution):
+def test_quantiles_of_0_and_1_are_finite_and_the_density_outside_is_0(distribution):
     ends = distribution.inverse_cdf(torch.tensor([0.0, 1.0]))
     assert torch.isfinite(ends).all() and ends[0] < ends[1]
     assert torch.isfinite(distribution.density(ends)).all()
@@ -88,7 +82,7 @@ def test_ends(distribution):
     assert distribution.density(far).tolist() == [0.0, 0.0]
 
 
-def test_any_shape_and_stride(distribution):
+def test_methods_take_tensors_of_any_shape_and_stride(distribution):
     u = torch.linspace(0.05, 0.95, 12, dtype=torch.float64)
     for shaped in (u.view(3, 4), u.view(3, 4).T, u.view(4, 3)[:, 1]):
         x = distribution.inverse_cdf(shaped)
@@ -98,42 +92,41 @@ def test_any_shape_and_stride(distribution):
         assert torch.equal(distribution.density(strided), distribution.density(strided.contiguous()))
 
 
-def test_table_text_and_npy_agree(tmp_path):
+def test_tables_in_text_and_npy_files_are_equal(tmp_path):
     (tmp_path / "a.txt").write_text("\n".join(map(str, SAMPLES)))
     np.save(tmp_path / "a.npy", np.array(SAMPLES)[:, None])
     text, binary = (distributions.Table(path=str(tmp_path / name)) for name in ("a.txt", "a.npy"))
     assert text.x.tolist() == binary.x.tolist() == SAMPLES
     u = torch.linspace(0, 1, 11, dtype=torch.float64)
-    assert text.inverse_cdf(u).tolist() == pytest.approx(np.quantile(SAMPLES, u.numpy()).tolist())  # definition 7 too
+    assert text.inverse_cdf(u).tolist() == pytest.approx(
+        np.quantile(SAMPLES, u.numpy()).tolist()
+    )  # NumPy uses definition 7 too
 
 
 @pytest.mark.parametrize("place", ["low", "middle", "high"])
 def test_equal_samples_keep_their_probability(tmp_path, place):
-    ties, rest = np.full(900, {"low": 0.0, "middle": 0.5004, "high": 1.0}[place]), np.linspace(0.001, 0.999, 100)
-    np.save(tmp_path / "a.npy", np.concatenate([ties, rest]))
+    ties, others = np.full(900, {"low": 0.0, "middle": 0.5004, "high": 1.0}[place]), np.linspace(0.001, 0.999, 100)
+    np.save(tmp_path / "a.npy", np.concatenate([ties, others]))
     distribution = distributions.Table(path=str(tmp_path / "a.npy"))
     u = torch.linspace(0, 1, 1001, dtype=torch.float64)
     x = distribution.inverse_cdf(u)
-    assert (x.diff() >= 0).all() and float((x == float(np.float32(ties[0]))).double().mean()) == pytest.approx(
-        0.9, abs=2e-3
-    )
+    assert (x.diff() >= 0).all()
+    assert float((x == float(np.float32(ties[0]))).double().mean()) == pytest.approx(0.9, abs=2e-3)
     jump = distribution.cdf(torch.tensor([ties[0] - 1e-6, ties[0] + 1e-6], dtype=torch.float64)).diff()
     assert float(jump) == pytest.approx(0.9, abs=2e-3)
     assert torch.isfinite(distribution.density(x)).all()
     samples = distribution.sample(20_000, seeded("ties"))[:, None]
-    assert Line()(Samples(samples), None, Distribution1d(distribution=distribution))["ks"] < 0.0115, (
-        "jumps are compared with jumps"
-    )
+    assert Line()(Samples(samples), None, Distribution1d(distribution=distribution))["ks"] < 0.0115
 
 
-def test_table_home(tmp_path, monkeypatch):
+def test_the_path_of_a_table_may_start_at_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "a.txt").write_text("1\n2\n")
     assert distributions.Table(path="~/a.txt").x.tolist() == [1.0, 2.0]
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "says"),
+    ("name", "content", "message"),
     [
         ("words.txt", b"one\ntwo\n", "not readable as a table of numbers"),
         ("bad.npy", b"not numpy", "not readable as a table of numbers"),
@@ -146,66 +139,71 @@ def test_table_home(tmp_path, monkeypatch):
         ("inf.txt", b"1\n2\ninf\n", "at least two different, finite numbers"),
     ],
 )
-def test_bad_tables(tmp_path, name, content, says):
+def test_unusable_tables_are_refused(tmp_path, name, content, message):
     path = tmp_path / name
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=says) as caught:
+    with pytest.raises(SettingError, match=message) as caught:
         distributions.Table(path=str(path))
-    assert f"path={path}" in str(caught.value)
+    assert str(caught.value).startswith(f"path={path}: ")
 
 
-def test_missing_table(tmp_path):
-    with pytest.raises(ValueError, match=r"path=.*none\.txt: not readable"):
+def test_a_missing_table_is_refused(tmp_path):
+    with pytest.raises(SettingError, match=r"^path=.*none\.txt: not readable"):
         distributions.Table(path=str(tmp_path / "none.txt"))
 
 
-def test_mixture_weights():
+def test_mixture_weights_are_normalised():
     distribution = distributions.GaussianMixture(means=[-10.0, 10.0], stds=[1.0, 1.0], weights=[1.0, 3.0])
     assert distribution.weights.tolist() == [0.25, 0.75]
     assert float(distribution.cdf(torch.tensor(0.0))) == pytest.approx(0.25)
     assert float((distribution.sample(4000, seeded(1)) > 0).float().mean()) == pytest.approx(0.75, abs=0.02)
     assert distributions.GaussianMixture(means=[0.0, 1.0], stds=[1.0, 1.0]).weights.tolist() == [0.5, 0.5]
-    lone = distributions.GaussianMixture(means=[0.0, 9.0], stds=[1.0, 1.0], weights=[1.0, 0.0])
-    assert float(lone.inverse_cdf(torch.tensor(0.5))) == pytest.approx(0, abs=1e-9)
+    single = distributions.GaussianMixture(means=[0.0, 9.0], stds=[1.0, 1.0], weights=[1.0, 0.0])
+    assert float(single.inverse_cdf(torch.tensor(0.5))) == pytest.approx(0, abs=1e-9)
 
 
 @pytest.mark.parametrize(
-    ("kind", "settings", "says"),
+    ("kind", "settings", "message"),
     [
         ("Normal", {"std": 0.0}, "std=0.0: must be above 0"),
         ("Normal", {"std": float("nan")}, "std=nan: must be above 0"),
         ("Exponential", {"rate": -1.0}, "rate=-1.0: must be above 0"),
         ("Uniform", {"low": 1.0, "high": 1.0}, "low=1.0, high=1.0: low must be below high"),
-        ("GaussianMixture", {"means": [], "stds": []}, "as many of each, at least one"),
-        ("GaussianMixture", {"means": [0.0], "stds": [1.0, 2.0]}, "as many of each"),
-        ("GaussianMixture", {"means": [0.0], "stds": [1.0], "weights": [1.0, 1.0]}, "as many of each"),
+        ("GaussianMixture", {"means": [], "stds": []}, "one of each per component, at least one"),
+        ("GaussianMixture", {"means": [0.0], "stds": [1.0, 2.0]}, "one of each per component"),
+        ("GaussianMixture", {"means": [0.0], "stds": [1.0], "weights": [1.0, 1.0]}, "one of each per component"),
         ("GaussianMixture", {"means": [0.0], "stds": [-1.0]}, "stds=-1.0: must be above 0"),
-        ("GaussianMixture", {"means": [0.0, 1.0], "stds": [1.0, 1.0], "weights": [2.0, -1.0]}, "shares of 0 or more"),
+        (
+            "GaussianMixture",
+            {"means": [0.0, 1.0], "stds": [1.0, 1.0], "weights": [2.0, -1.0]},
+            "weights=[2.0, -1.0]: at least 0 each",
+        ),
         ("GaussianMixture", {"means": [0.0], "stds": [1.0], "weights": [0.0]}, "not all 0"),
     ],
 )
-def test_bad_values(kind, settings, says):
-    with pytest.raises(ValueError) as caught:
+def test_wrong_settings_are_named(kind, settings, message):
+    with pytest.raises(SettingError) as caught:
         getattr(distributions, kind)(**settings)
-    assert says in str(caught.value)
+    assert message in str(caught.value)
 
 
-def test_a_formula_is_arithmetic_and_nothing_else():
-    distribution = distributions.Expression(cdf="0.5 + atan(x) / pi * 1.0", low=-1e4, high=1e4)  # Cauchy's
-    at = torch.tensor([-1.0, 0.0, 2.0], dtype=torch.float64)
-    torch.testing.assert_close(distribution.density(at), 1 / (torch.pi * (1 + at**2)))
-    for cdf, text in {
-        "__import__('os').system('true')": "no arithmetic|knows no",
-        "x.__class__": "no arithmetic",
-        "open(x)": "no arithmetic",
-        "y": "knows no y",
-        "exp(x, 2)": "other than one argument",
+def test_a_formula_is_arithmetic_of_x_and_nothing_else():
+    distribution = distributions.Expression(cdf="0.5 + atan(x) / pi * 1.0", low=-1e4, high=1e4)  # Cauchy
+    x = torch.tensor([-1.0, 0.0, 2.0], dtype=torch.float64)
+    torch.testing.assert_close(distribution.density(x), 1 / (torch.pi * (1 + x**2)))
+    for cdf, message in {
+        "__import__('os').system('true')": "not arithmetic|unknown name",
+        "x.__class__": "not arithmetic",
+        "open(x)": "not arithmetic",
+        "y": "unknown name y; known are x, pi, e and",
+        "exp(x, 2)": "exp takes exactly one argument",
         "1 +": "not a formula",
-        "'a'": "no arithmetic",
-        "9**9**9**9": "does not rise",
+        "'a'": "not arithmetic",
+        "9**9**9**9": "not finite and increasing",
         "x": "from -20 to 20",
-        "1 - x": "does not rise",
-        "log(x)": "does not rise",
+        "1 - x": "not finite and increasing",
+        "log(x)": "not finite and increasing",
     }.items():
-        with pytest.raises(ValueError, match=text):
+        with pytest.raises(SettingError, match=message) as caught:
             distributions.Expression(cdf=cdf)
+        assert str(caught.value).startswith(f"cdf={cdf}: ")

@@ -5,18 +5,20 @@ from typing import Any
 
 import pytest
 import torch
-from recording import Graphs
+from fake_cuda_graphs import Graphs
 from torch import nn
 
+from gancli.errors import SettingError
 from gancli.optimizers import ClippedRMSprop, ClippedSGD, ScheduledOptimizer
 from gancli.schedules import BurnIn, Constant, Linear
+from gancli.training.cuda_graphs import GraphedOptimizer
 
 
 def parameter() -> nn.Parameter:
     return nn.Parameter(torch.tensor([1.0, -2.0]))
 
 
-def test_scheduled_settings_reach_the_groups_before_the_step() -> None:
+def test_scheduled_settings_are_set_before_the_step() -> None:
     p = parameter()
     make = partial(torch.optim.Adam, lr=Linear(start=0.1, end=0.3), betas=[Linear(start=0.0, end=0.5), 0.9])
     optimizer = ScheduledOptimizer(make, [p])
@@ -30,15 +32,15 @@ def test_scheduled_settings_reach_the_groups_before_the_step() -> None:
         assert group["betas"] == pytest.approx((0.5 * progress, 0.9))
 
 
-def test_the_step_itself_is_made_at_the_scheduled_rate() -> None:
+def test_the_step_uses_the_scheduled_learning_rate_times_its_factor() -> None:
     p = parameter()
     optimizer = ScheduledOptimizer(partial(torch.optim.SGD, lr=Linear(start=1.0, end=0.0)), [p])
     p.grad = torch.tensor([2.0, 4.0])
-    optimizer.step(0.75)
-    torch.testing.assert_close(p.detach(), torch.tensor([1.0 - 0.25 * 2, -2.0 - 0.25 * 4]))
+    optimizer.step(0.75, lr_factor=0.5)
+    torch.testing.assert_close(p.detach(), torch.tensor([1.0 - 0.125 * 2, -2.0 - 0.125 * 4]))
 
 
-def test_gradients_are_dropped_after_the_step() -> None:
+def test_gradients_are_none_after_the_step() -> None:
     p = parameter()
     optimizer = ScheduledOptimizer(partial(torch.optim.SGD, lr=0.1), [p])
     p.grad = torch.ones(2)
@@ -49,7 +51,7 @@ def test_gradients_are_dropped_after_the_step() -> None:
     assert torch.equal(p.detach(), after)
 
 
-def test_fixed_settings_are_left_alone() -> None:
+def test_settings_without_a_schedule_are_not_reset() -> None:
     p = parameter()
     optimizer = ScheduledOptimizer(partial(torch.optim.SGD, lr=Constant(value=0.5), momentum=0.25), [p])
     (group,) = optimizer.optimizer.param_groups
@@ -61,32 +63,32 @@ def test_fixed_settings_are_left_alone() -> None:
     torch.testing.assert_close(p.detach(), torch.tensor([0.5, -2.5]))
 
 
-def test_parameters_may_come_from_an_iterator() -> None:
+def test_parameters_may_be_an_iterator() -> None:
     network = nn.Linear(2, 3)
     optimizer = ScheduledOptimizer(partial(torch.optim.RMSprop, lr=0.1), network.parameters())
     assert len(optimizer.parameters) == len(optimizer.optimizer.param_groups[0]["params"]) == 2
 
 
-def test_an_exact_resume_goes_on_as_before() -> None:
+def test_a_resumed_optimizer_makes_the_same_steps() -> None:
     def fresh() -> tuple[nn.Parameter, ScheduledOptimizer]:
         p = parameter()
         make = partial(torch.optim.Adam, lr=Linear(start=0.1, end=0.01), betas=[0.5, Linear(start=0.9, end=0.99)])
         return p, ScheduledOptimizer(make, [p])
 
-    def go(p: nn.Parameter, optimizer: ScheduledOptimizer, steps: range) -> None:
+    def make_steps(p: nn.Parameter, optimizer: ScheduledOptimizer, steps: range) -> None:
         for step in steps:
             p.grad = torch.tensor([step + 1.0, -0.5])
             optimizer.step(step / 6)
 
-    straight, optimizer = fresh()
-    go(straight, optimizer, range(6))
+    uninterrupted, optimizer = fresh()
+    make_steps(uninterrupted, optimizer, range(6))
     first, optimizer = fresh()
-    go(first, optimizer, range(3))
+    make_steps(first, optimizer, range(3))
     second, resumed = fresh()
     second.data.copy_(first.data)
-    resumed.optimizer.load_state_dict(optimizer.optimizer.state_dict())
-    go(second, resumed, range(3, 6))
-    assert torch.equal(second, straight)
+    resumed.load_state_dict(optimizer.state_dict())
+    make_steps(second, resumed, range(3, 6))
+    assert torch.equal(second, uninterrupted)
 
 
 @pytest.mark.parametrize(
@@ -98,20 +100,19 @@ def test_an_exact_resume_goes_on_as_before() -> None:
         partial(torch.optim.SGD, lr=BurnIn(start=0.5, value=0.25, until=0.25)),
     ],
 )
-def test_replays_follow_every_setting(make: partial[torch.optim.Optimizer]) -> None:
-    found = []
-    for made in (None, Graphs()):
+def test_a_graphed_optimizer_follows_every_scheduled_setting(make: partial[torch.optim.Optimizer]) -> None:
+    results = []
+    for graphs in (None, Graphs()):
         p, gradient = parameter(), torch.empty(2)
         optimizer = ScheduledOptimizer(make, [p])
-        if made is not None:
-            assert optimizer.record(made)
+        if graphs is not None:
+            optimizer = GraphedOptimizer(optimizer, graphs)
         for step in range(16):
-            optimizer.lr_factor = 1.0 if step < 10 else 0.5
             p.grad = gradient.copy_(torch.tensor([step + 1.0, -0.5]))
-            optimizer.step(step / 16)
-        assert made is None or made.replayed > 2
-        found.append(p.detach())
-    assert torch.equal(*found)
+            optimizer.step(step / 16, lr_factor=1.0 if step < 10 else 0.5)
+        assert graphs is None or graphs.replayed > 2
+        results.append(p.detach())
+    assert torch.equal(*results)
 
 
 @pytest.mark.parametrize(
@@ -122,18 +123,20 @@ def test_replays_follow_every_setting(make: partial[torch.optim.Optimizer]) -> N
     ],
     ids=["sgd", "rmsprop"],
 )
-def test_parameters_are_clipped_after_the_plain_step(clipped: partial[ClippedSGD], plain: partial[Any]) -> None:
-    mine, theirs = parameter(), parameter()
-    optimizer, reference = clipped([mine], clip=1.5), plain([theirs])
+def test_parameters_are_clamped_after_the_step_of_the_unclipped_optimizer(
+    clipped: partial[ClippedSGD], plain: partial[Any]
+) -> None:
+    p, reference_p = parameter(), parameter()
+    optimizer, reference = clipped([p], clip=1.5), plain([reference_p])
     for gradient in torch.tensor([[1.0, 2.0], [-8.0, 0.1], [4.0, -0.3]]):
-        mine.grad, theirs.grad = gradient.clone(), gradient.clone()
+        p.grad, reference_p.grad = gradient.clone(), gradient.clone()
         optimizer.step()
         reference.step()
-        theirs.data.clamp_(-1.5, 1.5)
-        assert torch.equal(mine, theirs)
+        reference_p.data.clamp_(-1.5, 1.5)
+        assert torch.equal(p, reference_p)
 
 
-def test_the_bound_may_be_scheduled_and_comes_back_with_the_state() -> None:
+def test_clip_may_be_scheduled_and_is_part_of_the_state() -> None:
     p = parameter()
     make = partial(ClippedSGD, lr=0.0, clip=Linear(start=4.0, end=1.0))
     optimizer = ScheduledOptimizer(make, [p])
@@ -149,6 +152,6 @@ def test_the_bound_may_be_scheduled_and_comes_back_with_the_state() -> None:
 
 
 @pytest.mark.parametrize("make", [ClippedSGD, ClippedRMSprop])
-def test_a_bound_of_nothing_is_refused(make: type[ClippedSGD]) -> None:
-    with pytest.raises(ValueError, match=r"^clip=0.0: a bound above 0"):
+def test_clip_must_be_positive(make: type[ClippedSGD]) -> None:
+    with pytest.raises(SettingError, match=r"^clip=0.0: must be above 0"):
         make([parameter()], clip=0.0)

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from gancli.commands import train
-from gancli.commands.theory import compose
+from gancli.config import compose
 
 
 def main(orders: Path) -> None:

@@ -1,1 +1,1 @@
-"""Changes to what the discriminator sees, for when there is little data."""
+"""Augmentation of the discriminator's inputs, real and generated, for small data sets."""

@@ -1,4 +1,4 @@
-"""Adaptive augmentation (Karras et al., NeurIPS 2020): as much of it as the discriminator's overfitting asks for."""
+"""Adaptive discriminator augmentation (Karras et al., NeurIPS 2020): its probability follows D's overfitting."""
 
 from __future__ import annotations
 
@@ -9,27 +9,29 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from gancli.augment.base import ImageAugment, each, one_of, outside
-from gancli.augment.sampling import mapped
-from gancli.errors import SettingError
+from gancli.augment.base import ImageAugment, outside_rectangle, per_image, standard_normal, uniform_integer
+from gancli.augment.sampling import warp_affine
+from gancli.errors import SettingError, require_at_least
 from gancli.schedules import Schedule
 
 
 class ADA(ImageAugment):
-    """Changes that come one by one, each with probability p (Karras et al., NeurIPS 2020, appendix B).
+    """Applies each kind of change independently with probability p (Karras et al., NeurIPS 2020, appendix B).
 
-    Those of place are one affine map, sampled bilinearly; past its edge the image goes on as its mirror image,
-    the edge pixels twice. The paper's filters and noise are left out, as is its oversampling.
+    All geometric changes form one affine map, sampled bilinearly; outside the image it reads the mirror image with
+    repeated edge pixels. The paper's image-space filters, noise and oversampling are left out.
 
-    flip: left to right, in half of the cases. rotate90: by a multiple of 90 degrees. translate: by whole pixels,
-    up to 1/8 of each side; and by a normal amount, std 1/8. scale: of both sides, and of one against the other,
-    log-normal. rotate: by any angle. color: brightness, contrast; with three channels also luma flip, hue and
-    saturation. cutout: a hole of half of each side, filled with 0, a middle grey.
+    kinds: "flip" mirrors half of the images left to right. "rotate90" rotates by a random multiple of 90 degrees.
+    "translate" shifts by whole pixels, up to 1/8 of each side, and by a normal amount with standard deviation 1/8.
+    "scale" scales both sides, and one side against the other, by log-normal factors. "rotate" rotates by any angle.
+    "color" changes brightness and contrast, and with three channels also luma flip, hue and saturation. "cutout" sets a
+    rectangle of half of each side to 0, a medium grey.
 
-    strength: p as a number or a schedule, or None, where p is steered: r_t = E[sign(D(real) - threshold)] over
-    `interval` batches is the share of real images that D knows minus the share that it does not (eq. 1). Where it
-    is above `target`, D overfits and p rises, below it p falls, at a pace of 0 to 1 in `speed` images (section 3),
-    never above `limit`: past 0.8 the changes leak into what G makes (section 2.2).
+    strength: p as a number or a schedule; None to adapt p. Then r_t = E[sign(D(real) - threshold)], the fraction of
+    real images that D takes for real minus the fraction that it takes for fake, is averaged over `interval` batches
+    (eq. 1). While r_t is above `target`, D overfits and p rises; below it p falls. Either takes `speed` images from 0
+    to 1 (section 3). p does not exceed `limit`, because changes with p above 0.8 leak into the generated images
+    (section 2.2). Raises SettingError.
     """
 
     columns: ClassVar[dict[str, int]] = {
@@ -51,121 +53,118 @@ class ADA(ImageAugment):
             raise SettingError(f"limit={limit}: a probability, above 0 and at most 1")
         if not -1.0 < target < 1.0:
             raise SettingError(f"target={target}: a mean of signs, between -1 and 1")
-        for name, value in {"speed": speed, "interval": interval}.items():
-            if value < 1:
-                raise SettingError(f"{name}={value}: at least 1")
+        require_at_least(1, speed=speed, interval=interval)
         self.limit, self.target, self.speed, self.interval = limit, target, speed, interval
         if strength is None:
             self.p = torch.zeros(())
-        self._signs, self._images, self._batches = torch.zeros(()), 0, 0  # since p moved last
+        self._sign_sum, self._images, self._batches = torch.zeros(()), 0, 0  # since p last changed
 
     def observe(self, real_logits: Tensor, fake_logits: Tensor, *, threshold: Tensor | float) -> None:
         if not isinstance(self.p, Tensor):
             return
         signs = (real_logits.detach() - threshold).sign()
-        self._signs = self._signs.to(signs.device) + signs.sum()
+        self._sign_sum = self._sign_sum.to(signs.device) + signs.sum()
         self._images += len(signs)
         self._batches += 1
         if self._batches == self.interval:
-            direction = (self._signs / self._images - self.target).sign()
-            moved = self.p.to(signs.device) + direction * (self._images / self.speed)
-            self.p = moved.clamp(0.0, self.limit)
-            self._signs, self._images, self._batches = torch.zeros_like(self._signs), 0, 0
+            direction = (self._sign_sum / self._images - self.target).sign()
+            p = self.p.to(signs.device) + direction * (self._images / self.speed)
+            self.p = p.clamp(0.0, self.limit)  # a new tensor, because logs and checkpoints may hold the old one
+            self._sign_sum, self._images, self._batches = torch.zeros_like(self._sign_sum), 0, 0
 
     def state_dict(self) -> dict[str, Tensor]:
         if not isinstance(self.p, Tensor):
             return {}
         counts = {"images": torch.tensor(self._images), "batches": torch.tensor(self._batches)}
-        return {"p": self.p, "signs": self._signs, **counts}
+        return {"p": self.p, "signs": self._sign_sum, **counts}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         super().load_state_dict(state)
         if state:
-            self.p, self._signs = state["p"], state["signs"]
+            self.p, self._sign_sum = state["p"], state["signs"]
             self._images, self._batches = int(state["images"]), int(state["batches"])
 
     def change(self, images: Tensor, uniform: Tensor) -> Tensor:
-        own, (height, width) = self.split(uniform), images.shape[2:]
-        if own.keys() - {"color", "cutout"}:
-            images = mapped(images, *self._map(own, height, width))
-        if "color" in own:
-            images = self._colored(images, own["color"])
-        if "cutout" in own:
-            gate, down, right = own["cutout"].unbind(1)
-            kept = outside(images, down * height, right * width, (height / 2, width / 2))
-            images = images * (kept | each(gate >= self.p))
+        numbers, (height, width) = self.split(uniform), images.shape[2:]
+        if numbers.keys() - {"color", "cutout"}:
+            images = warp_affine(images, *self._inverse_map(numbers, height, width))
+        if "color" in numbers:
+            images = self._change_colors(images, numbers["color"])
+        if "cutout" in numbers:
+            gate, y, x = numbers["cutout"].unbind(1)
+            kept = outside_rectangle(images, y * height, x * width, (height / 2, width / 2))
+            images = images * (kept | per_image(gate >= self.p))
         return images
 
-    def _map(self, own: Mapping[str, Tensor], height: int, width: int) -> tuple[Tensor, Tensor]:
-        """The rows, (B, 3) each, of the map from an output pixel to where it comes from (see `mapped`).
+    def _inverse_map(self, numbers: Mapping[str, Tensor], height: int, width: int) -> tuple[Tensor, Tensor]:
+        """Returns the rows, (B, 3) each, of the map from an output pixel to its place in the input (`warp_affine`).
 
-        It undoes the paper's changes, from the last to the first.
+        It is the inverse of the paper's map: it undoes the changes from the last to the first.
         """
-        p, some = self.p, next(iter(own.values()))
-        x, y, one = torch.eye(3, dtype=some.dtype, device=some.device).expand(len(some), 3, 3).unbind(1)
-        if "translate" in own:
-            whole, columns, rows, parts, right, down = own["translate"].split(1, dim=1)
-            x = x - one * torch.where(parts < p, _normal(right) * (width / 8), 0.0)
-            y = y - one * torch.where(parts < p, _normal(down) * (height / 8), 0.0)
-        if "rotate" in own:
-            once = 1 - (1 - p) ** 0.5  # of two turns at least one happens with probability p
-            first, angle, second, other_angle = own["rotate"].split(1, dim=1)
-            x, y = _turned(x, y, torch.where(second < once, _angle(other_angle), 0.0))
-        if "scale" in own:
-            both, size, one_side, ratio = own["scale"].split(1, dim=1)
-            stretch = torch.where(one_side < p, _log_normal(ratio, 0.2), 1.0)
-            x, y = x / stretch, y * stretch
-        if "rotate" in own:
-            x, y = _turned(x, y, torch.where(first < once, _angle(angle), 0.0))
-        if "scale" in own:
-            stretch = torch.where(both < p, _log_normal(size, 0.2), 1.0)
-            x, y = x / stretch, y / stretch
-        if "translate" in own:
-            x = x - one * torch.where(whole < p, ((columns - 0.5) * (width / 4)).round(), 0.0)
-            y = y - one * torch.where(whole < p, ((rows - 0.5) * (height / 4)).round(), 0.0)
-        if "rotate90" in own:
-            gate, quarters = own["rotate90"].split(1, dim=1)
-            for turns in range(1, 4):
-                turned = (gate < p) & (one_of(quarters, 4) >= turns)
-                x, y = torch.where(turned, -y, x), torch.where(turned, x, y)
-        if "flip" in own:
-            gate, side = own["flip"].split(1, dim=1)
+        p, first_numbers = self.p, next(iter(numbers.values()))
+        eye = torch.eye(3, dtype=first_numbers.dtype, device=first_numbers.device)
+        x, y, one = eye.expand(len(first_numbers), 3, 3).unbind(1)
+        if "translate" in numbers:
+            integer_gate, columns, rows, fractional_gate, right, down = numbers["translate"].split(1, dim=1)
+            x = x - one * torch.where(fractional_gate < p, standard_normal(right) * (width / 8), 0.0)
+            y = y - one * torch.where(fractional_gate < p, standard_normal(down) * (height / 8), 0.0)
+        if "rotate" in numbers:
+            p_rotate = 1 - (1 - p) ** 0.5  # so that at least one of the two rotations happens with probability p
+            first_gate, first_angle, second_gate, second_angle = numbers["rotate"].split(1, dim=1)
+            x, y = _rotate(x, y, torch.where(second_gate < p_rotate, _angle(second_angle), 0.0))
+        if "scale" in numbers:
+            isotropic_gate, size, anisotropic_gate, ratio = numbers["scale"].split(1, dim=1)
+            factor = torch.where(anisotropic_gate < p, _log_normal(ratio, 0.2), 1.0)
+            x, y = x / factor, y * factor
+        if "rotate" in numbers:
+            x, y = _rotate(x, y, torch.where(first_gate < p_rotate, _angle(first_angle), 0.0))
+        if "scale" in numbers:
+            factor = torch.where(isotropic_gate < p, _log_normal(size, 0.2), 1.0)
+            x, y = x / factor, y / factor
+        if "translate" in numbers:
+            x = x - one * torch.where(integer_gate < p, ((columns - 0.5) * (width / 4)).round(), 0.0)
+            y = y - one * torch.where(integer_gate < p, ((rows - 0.5) * (height / 4)).round(), 0.0)
+        if "rotate90" in numbers:
+            gate, quarters = numbers["rotate90"].split(1, dim=1)
+            for turn in range(1, 4):
+                rotated = (gate < p) & (uniform_integer(quarters, 4) >= turn)
+                x, y = torch.where(rotated, -y, x), torch.where(rotated, x, y)
+        if "flip" in numbers:
+            gate, side = numbers["flip"].split(1, dim=1)
             x = torch.where((gate < p) & (side >= 0.5), -x, x)
         return x, y
 
-    def _colored(self, images: Tensor, uniform: Tensor) -> Tensor:
-        """The changes of colour in the paper's order, of the grey part and of the rest, on which it acts apart."""
-        happens = uniform[:, ::2] < self.p
-        bright, contrast, luma, hue, saturation = uniform[:, 1::2].unbind(1)
-        bright = each(torch.where(happens[:, 0], _normal(bright) * 0.2, 0.0))
-        contrast = each(torch.where(happens[:, 1], _log_normal(contrast, 0.5), 1.0))
+    def _change_colors(self, images: Tensor, uniform: Tensor) -> Tensor:
+        """Changes the colours in the paper's order.
+
+        Instead of multiplying by the paper's 4x4 matrix, this computes its effect on the grey component and on the
+        chromatic remainder, which the matrix does not mix.
+        """
+        applied = uniform[:, ::2] < self.p
+        brightness, contrast, luma, hue, saturation = uniform[:, 1::2].unbind(1)
+        brightness = per_image(torch.where(applied[:, 0], standard_normal(brightness) * 0.2, 0.0))
+        contrast = per_image(torch.where(applied[:, 1], _log_normal(contrast, 0.5), 1.0))
         if images.shape[1] != 3:
-            return contrast * (images + bright)
-        sign = each(torch.where(happens[:, 2] & (luma >= 0.5), -1.0, 1.0))
-        hue = each(torch.where(happens[:, 3], _angle(hue), 0.0))
-        saturation = each(torch.where(happens[:, 4], _log_normal(saturation, 1.0), 1.0))
+            return contrast * (images + brightness)
+        sign = per_image(torch.where(applied[:, 2] & (luma >= 0.5), -1.0, 1.0))
+        hue = per_image(torch.where(applied[:, 3], _angle(hue), 0.0))
+        saturation = per_image(torch.where(applied[:, 4], _log_normal(saturation, 1.0), 1.0))
         gray = images.mean(1, keepdim=True)
-        rest = images - gray
-        crossed = (rest.roll(1, 1) - rest.roll(-1, 1)) / math.sqrt(3)  # rest, turned by 90 degrees about (1, 1, 1)
-        changed = contrast * (sign * (gray + bright) + saturation * (hue.cos() * rest + hue.sin() * crossed))
-        return torch.where(each(happens.any(1)), changed, images)
-
-
-def _normal(uniform: Tensor) -> Tensor:
-    """Standard normal numbers."""
-    numbers: Tensor = torch.special.ndtri(uniform.clamp(min=2.0**-25))  # half of the smallest that is drawn but 0
-    return numbers
+        chroma = images - gray
+        rotated = (chroma.roll(1, 1) - chroma.roll(-1, 1)) / math.sqrt(3)  # by 90 degrees about the axis (1, 1, 1)
+        changed = contrast * (sign * (gray + brightness) + saturation * (hue.cos() * chroma + hue.sin() * rotated))
+        return torch.where(per_image(applied.any(1)), changed, images)
 
 
 def _log_normal(uniform: Tensor, octaves: float) -> Tensor:
-    """Factors around 1 whose binary logarithm has standard deviation `octaves`."""
-    return torch.exp2(octaves * _normal(uniform))
+    """Maps numbers from U[0, 1) to factors whose binary logarithm is from N(0, octaves^2)."""
+    return torch.exp2(octaves * standard_normal(uniform))
 
 
 def _angle(uniform: Tensor) -> Tensor:
-    """-pi to pi"""
+    """Maps numbers from U[0, 1) to angles from -pi to pi."""
     return (2 * uniform - 1) * math.pi
 
 
-def _turned(x: Tensor, y: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
+def _rotate(x: Tensor, y: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
     return angle.cos() * x - angle.sin() * y, angle.sin() * x + angle.cos() * y

@@ -1,8 +1,8 @@
-"""What happens to images before the discriminator sees them, real and generated ones alike.
+"""Base classes of augmentation, which is applied to the discriminator's inputs, real and generated alike.
 
-Nothing here draws random numbers: each sample gets its own row of uniform ones, so the same row always gives
-the same change, whatever else is in the batch. Everything is differentiable twice in the images, which the
-gradient penalties on D(T(x)) ask for.
+Augmentations draw no random numbers themselves: each sample comes with its own row of uniform numbers, and the result
+depends on the sample and its row only, not on the rest of the batch. Everything is twice differentiable in the images,
+as gradient penalties on D(T(x)) need.
 """
 
 from __future__ import annotations
@@ -20,50 +20,53 @@ from gancli.schedules import Schedule, at
 
 
 class Augment(ABC):
-    """Random differentiable changes to what the discriminator sees. draws: uniform numbers that one sample needs."""
+    """Random differentiable changes of the discriminator's inputs. draws: uniform numbers per sample."""
 
     draws: int = 0
 
     def draws_for(self, shape: Sequence[int]) -> int:
-        """How many that is for samples of `shape`. Raises ValueError where it does not suit them."""
+        """Returns the number of uniform numbers per sample of `shape`. Raises UserError for an unsuitable shape."""
         return self.draws
 
     def prepare(self, progress: float) -> None:  # noqa: B027
-        """Called once before each training step, at `progress` (0 to 1) of the run: schedules are read here."""
+        """Sets scheduled settings; called once before each training step, at `progress` (0 to 1) of the run."""
 
     def observe(  # noqa: B027
         self, real_logits: Tensor, fake_logits: Tensor, *, threshold: Tensor | float
     ) -> None:
-        """Called after each update of D with its logits, (B,) each; one above `threshold` says "real"."""
+        """Called after each update of D with its logits, (B,) each; a logit above `threshold` counts as real."""
 
     def with_strength(self, strength: Tensor) -> Augment | None:
-        """A copy whose strength is what stands in `strength`, 0-dim, whenever it is called; None where there is none.
+        """Returns a copy that reads its strength from the 0-dim tensor `strength` at each call, or None if it cannot.
 
-        A CUDA graph repeats what it did with the same tensors, whatever a number in Python has become since.
+        A CUDA graph needs this: its replays read tensors again, but not Python numbers.
         """
         return None
 
     @abstractmethod
     def __call__(self, images: Tensor, uniform: Tensor) -> Tensor:
-        """images (B, C, H, W) in [-1, 1], uniform (B, draws) in [0, 1) on the same device -> (B, C, H, W)."""
+        """Returns the augmented images (B, C, H, W).
+
+        images: (B, C, H, W) in [-1, 1]. uniform: (B, draws) in [0, 1), on the same device.
+        """
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What a checkpoint has to keep."""
+        """Returns the tensors that a checkpoint has to store; empty for an augmentation without state."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Goes on where `state` was taken. Raises ValueError where it is another augmentation's."""
+        """Restores what `state_dict` returned. Raises ValueError if it is the state of another augmentation."""
         if state.keys() != self.state_dict().keys():
             raise ValueError(f"augment: the saved state has {sorted(state)}, expected {sorted(self.state_dict())}")
 
     @property
     @abstractmethod
     def strength(self) -> Tensor | float:
-        """The probability that is logged, from 0 to 1."""
+        """The current strength, which is logged: a probability, or the standard deviation of noise."""
 
 
 class NoAugment(Augment):
-    """The samples as they are, images or points."""
+    """Returns all samples, images or points, unchanged."""
 
     def with_strength(self, strength: Tensor) -> NoAugment:
         return self
@@ -77,9 +80,11 @@ class NoAugment(Augment):
 
 
 class ImageAugment(Augment):
-    """What those of images share. columns: kind of change -> how many uniform numbers it takes, in order of use.
+    """Base of the augmentations for images, which apply several kinds of change with a probability.
 
-    schedule: where `p`, the strength of now, comes from, or None.
+    columns: kind of change -> number of uniform numbers that it needs, in the order of use. p: the current probability.
+    kinds: the kinds of change to apply. strength: p as a number or a schedule; None where the subclass sets p.
+    Raises SettingError.
     """
 
     columns: ClassVar[dict[str, int]]
@@ -88,7 +93,7 @@ class ImageAugment(Augment):
     def __init__(self, *, kinds: Sequence[str], strength: float | Schedule | None) -> None:
         if not kinds or len(set(kinds)) < len(kinds) or not set(kinds) <= set(self.columns):
             known = ", ".join(self.columns)
-            raise SettingError(f"kinds={list(kinds)}: some of {known}, each once; augment=none for none of them")
+            raise SettingError(f"kinds={list(kinds)}: one or more of {known}, each once; or use augment=none")
         for value in () if strength is None else (at(strength, 0.0), at(strength, 1.0)):
             if not 0.0 <= value <= 1.0:
                 raise SettingError(f"strength={value}: a probability, from 0 to 1")
@@ -103,10 +108,8 @@ class ImageAugment(Augment):
 
     def draws_for(self, shape: Sequence[int]) -> int:
         if len(shape) != 3:
-            kind = type(self).__name__
-            raise UserError(
-                f"augment: {kind} needs images, these samples are of shape {tuple(shape)}; use augment=none"
-            )
+            name = type(self).__name__
+            raise UserError(f"augment: {name} needs images, the samples have shape {tuple(shape)}; use augment=none")
         return self.draws
 
     @property
@@ -114,9 +117,9 @@ class ImageAugment(Augment):
         return self.p
 
     def with_strength(self, strength: Tensor) -> ImageAugment:
-        other = copy.copy(self)
-        other.p = strength
-        return other
+        copied = copy.copy(self)
+        copied.p = strength
+        return copied
 
     def __call__(self, images: Tensor, uniform: Tensor) -> Tensor:
         if isinstance(self.p, float) and self.p == 0.0:
@@ -125,27 +128,40 @@ class ImageAugment(Augment):
         return self.change(images, uniform.to(images.dtype))
 
     def split(self, uniform: Tensor) -> dict[str, Tensor]:
-        """The columns of each kind, kind -> (B, columns[kind])."""
+        """Returns the uniform numbers of each kind of change: kind -> (B, columns[kind])."""
         return dict(zip(self.kinds, uniform.split([self.columns[kind] for kind in self.kinds], dim=1), strict=True))
 
     @abstractmethod
     def change(self, images: Tensor, uniform: Tensor) -> Tensor:
-        """What __call__ says, for at least float32; without matrix products, which autocast and tf32 cut short."""
+        """Does what `__call__` does, for images that are at least float32.
+
+        Must not use matrix products, whose precision autocast and TF32 reduce.
+        """
 
 
-def each(values: Tensor) -> Tensor:
-    """(B,) as (B, 1, 1, 1)"""
+def per_image(values: Tensor) -> Tensor:
+    """Returns values (B,) as (B, 1, 1, 1), to combine with images."""
     return values[:, None, None, None]
 
 
-def one_of(uniform: Tensor, count: int) -> Tensor:
-    """One of 0 .. count - 1, all as likely."""
+def uniform_integer(uniform: Tensor, count: int) -> Tensor:
+    """Maps numbers from U[0, 1) to integers from 0 .. count - 1, all equally likely."""
     return (uniform * count).floor()
 
 
-def outside(images: Tensor, down: Tensor, right: Tensor, sides: Sequence[float]) -> Tensor:
-    """Which pixels are not in the rectangle of `sides` about (down, right), (B,) each: (B, 1, H, W)."""
+def standard_normal(uniform: Tensor) -> Tensor:
+    """Maps numbers from U[0, 1) to finite numbers from N(0, 1), by the inverse CDF."""
+    # torch.rand draws multiples of 2^-24 in float32; 0, whose quantile is infinite, is moved to half of the smallest.
+    numbers: Tensor = torch.special.ndtri(uniform.clamp(min=2.0**-25))
+    return numbers
+
+
+def outside_rectangle(images: Tensor, y: Tensor, x: Tensor, size: Sequence[float]) -> Tensor:
+    """Returns a mask (B, 1, H, W), False for the pixels in a rectangle of `size` (height, width) centred at (y, x).
+
+    y, x: (B,), in pixels from the upper left corner of the image.
+    """
     rows, columns = (torch.arange(side, device=images.device) + 0.5 for side in images.shape[2:])
-    in_rows = (rows - down[:, None]).abs() < sides[0] / 2
-    in_columns = (columns - right[:, None]).abs() < sides[1] / 2
+    in_rows = (rows - y[:, None]).abs() < size[0] / 2
+    in_columns = (columns - x[:, None]).abs() < size[1] / 2
     return ~(in_rows[:, None, :, None] & in_columns[:, None, None, :])

@@ -1,4 +1,4 @@
-"""DiffAugment (Zhao et al., NeurIPS 2020): a few strong changes, always on."""
+"""DiffAugment (Zhao et al., NeurIPS 2020): the same few strong augmentations throughout training."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from gancli.augment.base import ImageAugment, each, one_of, outside
+from gancli.augment.base import ImageAugment, outside_rectangle, per_image, uniform_integer
 from gancli.schedules import Schedule
 
 
 class DiffAugment(ImageAugment):
-    """Colour, translation and cutout on every sample, always on (Zhao et al., NeurIPS 2020, section 3.2).
+    """Colour, translation and cutout on every sample (Zhao et al., NeurIPS 2020, section 3.2).
 
-    color: brightness +-0.5, saturation times 0 to 2 (three channels only), contrast times 0.5 to 1.5.
-    translation: by whole pixels, up to 1/8 of each side. cutout: a hole of half of each side, its centre
-    anywhere. What is shifted in or cut out is 0 as in the paper, for images in [-1, 1] a middle grey.
-    strength: the probability that a sample is changed at all, a number or a schedule; 1 in the paper.
+    kinds: "color" adds -0.5 to 0.5 to the brightness, multiplies the saturation by 0 to 2 (images of three channels
+    only) and the contrast by 0.5 to 1.5. "translation" shifts by whole pixels, up to 1/8 of each side. "cutout" erases
+    a rectangle of half of each side, centred anywhere. Pixels shifted in or erased are 0 as in the paper, which is a
+    medium grey for images in [-1, 1]. strength: probability that a sample is changed at all, a number or a schedule;
+    1 in the paper. Raises SettingError.
     """
 
     columns: ClassVar[dict[str, int]] = {"color": 3, "translation": 2, "cutout": 2}
@@ -26,42 +27,47 @@ class DiffAugment(ImageAugment):
         self, *, kinds: list[Literal["color", "translation", "cutout"]], strength: float | Schedule = 1.0
     ) -> None:
         super().__init__(kinds=kinds, strength=strength)
-        self.draws += 1
+        self.draws += 1  # the first number decides whether the sample is changed
 
     def change(self, images: Tensor, uniform: Tensor) -> Tensor:
-        changed, sides, own = images, images.shape[2:], self.split(uniform[:, 1:])
-        if "color" in own:
-            changed = _jittered(changed, *own["color"].unbind(1))
-        if "translation" in own:
-            most = [int(side / 8 + 0.5) for side in sides]
-            down, right = (one_of(u, 2 * m + 1) - m for u, m in zip(own["translation"].unbind(1), most, strict=True))
-            changed = _shifted(changed, down, right)
-        if "cutout" in own:
-            holes = [int(side / 2 + 0.5) for side in sides]
+        changed, sides, numbers = images, images.shape[2:], self.split(uniform[:, 1:])
+        if "color" in numbers:
+            changed = _jitter_colors(changed, *numbers["color"].unbind(1))
+        if "translation" in numbers:
+            limits = [int(side / 8 + 0.5) for side in sides]
             down, right = (
-                one_of(u, side + 1 - hole % 2) + hole % 2 / 2  # the centre of an odd hole is in the middle of a pixel
-                for u, side, hole in zip(own["cutout"].unbind(1), sides, holes, strict=True)
+                uniform_integer(u, 2 * limit + 1) - limit
+                for u, limit in zip(numbers["translation"].unbind(1), limits, strict=True)
             )
-            changed = changed * outside(changed, down, right, holes)
-        return torch.where(each(uniform[:, 0] < self.p), changed, images)
+            changed = _translate(changed, down, right)
+        if "cutout" in numbers:
+            hole = [int(side / 2 + 0.5) for side in sides]
+            y, x = (
+                # An odd length is centred in the middle of a pixel, an even one between two pixels.
+                uniform_integer(u, side + 1 - length % 2) + length % 2 / 2
+                for u, side, length in zip(numbers["cutout"].unbind(1), sides, hole, strict=True)
+            )
+            changed = changed * outside_rectangle(changed, y, x, hole)
+        return torch.where(per_image(uniform[:, 0] < self.p), changed, images)
 
 
-def _jittered(images: Tensor, bright: Tensor, saturation: Tensor, contrast: Tensor) -> Tensor:
-    """DiffAugment's colours."""
-    images = images + each(bright - 0.5)
+def _jitter_colors(images: Tensor, brightness: Tensor, saturation: Tensor, contrast: Tensor) -> Tensor:
+    """Changes brightness, saturation and contrast by uniform numbers (B,) each."""
+    images = images + per_image(brightness - 0.5)
     if images.shape[1] == 3:
         gray = images.mean(1, keepdim=True)
-        images = gray + each(2 * saturation) * (images - gray)
+        images = gray + per_image(2 * saturation) * (images - gray)
     mean = images.mean((1, 2, 3), keepdim=True)
-    return mean + each(contrast + 0.5) * (images - mean)
+    return mean + per_image(contrast + 0.5) * (images - mean)
 
 
-def _shifted(images: Tensor, down: Tensor, right: Tensor) -> Tensor:
-    """Moved by whole pixels, (B,) each; zeros come in."""
+def _translate(images: Tensor, down: Tensor, right: Tensor) -> Tensor:
+    """Shifts images by whole pixels, (B,) each; the pixels shifted in are 0."""
     for dim, shift in ((2, down), (3, right)):
         length = images.shape[dim]
         source = torch.arange(length, device=images.device) - shift.long()[:, None]
         source = source[:, None, :, None] if dim == 2 else source[:, None, None, :]
-        # Each pixel is taken once, so that the adjoint adds nothing up, in no order.
+        # Every pixel is read once (hence the modulo), so that the backward pass of gather adds nothing up: its sums
+        # would have no fixed order on a GPU.
         images = images.gather(dim, (source % length).expand_as(images)) * ((source >= 0) & (source < length))
     return images

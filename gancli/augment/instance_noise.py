@@ -1,4 +1,4 @@
-"""Instance noise: both distributions smeared out, so that they overlap and the discriminator has a slope everywhere."""
+"""Instance noise: Gaussian noise on all inputs of the discriminator, so that real and generated samples overlap."""
 
 from __future__ import annotations
 
@@ -6,26 +6,24 @@ import copy
 from collections.abc import Sequence
 from math import prod
 
-import torch
 from torch import Tensor
 
-from gancli.augment.base import Augment
-from gancli.errors import SettingError
+from gancli.augment.base import Augment, standard_normal
+from gancli.errors import require_at_least
 from gancli.schedules import Schedule, at
 
 
 class InstanceNoise(Augment):
-    """Adds N(0, std^2) to every number of what the discriminator sees (Sonderby et al., ICLR 2017, section 3).
+    """Adds noise from N(0, std^2) to every number of each sample (Sonderby et al., ICLR 2017, section 3).
 
-    std: a number or a schedule, often one that ends at 0; samples are images in [-1, 1] or points.
+    std: in units of the data, a number or a schedule, often one that ends at 0. Raises SettingError.
     """
 
     draws = 1
 
     def __init__(self, *, std: float | Schedule = 0.1) -> None:
         for value in (at(std, 0.0), at(std, 1.0)):
-            if value < 0:
-                raise SettingError(f"std={value}: 0 or more")
+            require_at_least(0, std=value)
         self.schedule = std
         self.prepare(0.0)
 
@@ -36,13 +34,12 @@ class InstanceNoise(Augment):
         self.std: Tensor | float = float(at(self.schedule, progress))
 
     def with_strength(self, strength: Tensor) -> InstanceNoise:
-        other = copy.copy(self)
-        other.std = strength
-        return other
+        copied = copy.copy(self)
+        copied.std = strength
+        return copied
 
     def __call__(self, images: Tensor, uniform: Tensor) -> Tensor:
-        numbers: Tensor = torch.special.ndtri(uniform.clamp(min=2.0**-25))  # half of the smallest that is drawn but 0
-        return images + self.std * numbers.view(images.shape)
+        return images + self.std * standard_normal(uniform).view(images.shape)
 
     @property
     def strength(self) -> Tensor | float:

@@ -1,10 +1,11 @@
-"""`gancli evaluate`: what the samples of runs are worth, as a table, as JSON and in TensorBoard."""
+"""`gancli evaluate`: measures the samples of runs, as a table, as JSON and in TensorBoard."""
 
 from __future__ import annotations
 
 import itertools
 import json
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -12,14 +13,14 @@ from typing import Any, Literal
 from gancli import config
 from gancli.atomic_files import atomic_write
 from gancli.build import build
-from gancli.commands.sample import generated, generator_of, noise_rows
+from gancli.commands.sample import generate, load_generator, noise_rows
 from gancli.datasets.base import Dataset
-from gancli.datasets.folder import Pictures
+from gancli.datasets.folder import ImagesToMeasure
 from gancli.device import Runtime
 from gancli.distributed.process_group import join_process_group
 from gancli.errors import InvalidCheckpoint, UserError, require_at_least
-from gancli.metrics.base import Samples
-from gancli.metrics.memorisation import neighbours
+from gancli.metrics.base import Samples, reference_samples
+from gancli.metrics.memorisation import nearest_images
 from gancli.metrics.suite import MetricSuite, build_suite
 from gancli.reporting import image_grids
 from gancli.reporting.html import Table
@@ -43,6 +44,7 @@ SCHEMA = {
     "batch_size": int,
     "trust": list[str],
 }
+_RANDOM_FEATURES = {"_target_": "gancli.metrics.features.Random"}  # where neither the user nor a run chose any
 
 
 def run(settings: dict[str, Any]) -> list[Row]:
@@ -50,35 +52,39 @@ def run(settings: dict[str, Any]) -> list[Row]:
     config.check(settings, SCHEMA)
     require_at_least(2, count=settings["count"], reference_count=settings["reference_count"])
     require_at_least(1, batch_size=settings["batch_size"])
-    asked = settings["run"] if isinstance(settings["run"], list) else [settings["run"]]
-    if (asked in ([], [None])) == (settings["folders"] is None):
+    paths = settings["run"] if isinstance(settings["run"], list) else [settings["run"]]
+    if (paths in ([], [None])) == (settings["folders"] is None):
         raise UserError("run=…: name one or more run folders, or instead folders=[generated,real]")
+    settings = {**settings, "metric": settings.get("metric", {})}  # no such key for metric=[]
     if not settings["metric"].keys() - {"features"}:
         raise UserError("metric=[]: name at least one, such as metric=[fid]")
     runtime = build(settings["device"], key="device", process_group=join_process_group())
     if settings["folders"] is not None:
-        rows = [_folders(settings, runtime)]
+        rows = [_evaluate_folders(settings, runtime)]
     else:
-        settings = {**settings, "count": settings["count"] or 10_000}
+        settings["count"] = settings["count"] or 10_000
         settings["reference_count"] = settings["reference_count"] or 60_000
-        parts = ("prior", "network.generator", "dataset")
-        folders = [RunFolder(Path(str(one)).expanduser()) for one in asked]
-        trained = [folder.settings(trust=settings["trust"], parts=parts) for folder in folders]
-        rows = [row for pair in zip(folders, trained, strict=True) for row in _run(*pair, settings, runtime)]
-    for line in table(_once(rows)):
+        parts = ["prior", "network.generator", "dataset"]
+        if "features" not in settings["metric"]:
+            parts.append("metric.features")
+        folders = [RunFolder(Path(str(path)).expanduser()) for path in paths]
+        # All folders are read before the first one is evaluated, which may take long.
+        trained = [folder.settings(trust=settings["trust"], parts=tuple(parts)) for folder in folders]
+        rows = [row for pair in zip(folders, trained, strict=True) for row in _evaluate_run(*pair, settings, runtime)]
+    for line in table(_without_repeated_real(rows)):
         log.info("%s", line)
     return rows
 
 
 def table(rows: Sequence[Row]) -> list[str]:
-    """Lines of text: a row for each of `rows`, a column for each of their numbers."""
-    names = list(dict.fromkeys(name for row in rows for name in row["values"] if not name.startswith("fid_class_")))
+    """Returns lines of text: a row for each of `rows`, a column for each number but those of single classes."""
+    names = dict.fromkeys(name for row in rows for name in row["values"] if not re.search(r"_class_\d+$", name))
     lines = [[row["of"], *(_short(row["values"].get(name)) for name in names)] for row in rows]
     return Table(["", *names], lines).lines()
 
 
-def _once(rows: Sequence[Row]) -> list[Row]:
-    """What real samples score need not be said for each run."""
+def _without_repeated_real(rows: Sequence[Row]) -> list[Row]:
+    """Returns the rows with each row of real samples once, though several runs have the same."""
     kept: list[Row] = []
     for row in rows:
         if row["samples"] != "real" or row not in kept:
@@ -90,47 +96,53 @@ def _short(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
-def _run(folder: RunFolder, trained: dict[str, Any], settings: Mapping[str, Any], runtime: Runtime) -> list[Row]:
-    found = _checkpoints(folder, settings["checkpoint"])  # one after the other: all of them may not fit in memory
-    first = next(found, None)
+def _evaluate_run(
+    folder: RunFolder, trained: dict[str, Any], settings: Mapping[str, Any], runtime: Runtime
+) -> list[Row]:
+    checkpoints = _checkpoints(folder, settings["checkpoint"])  # read one at a time: all may not fit in memory
+    first = next(checkpoints, None)
     if first is None:
         raise UserError(f"checkpoint={settings['checkpoint']}: none in {folder.checkpoints} can be read")
     dataset = build(config.moved(trained["dataset"], settings["data"]), key="dataset")
-    suite = _suite(settings, dataset, runtime, labelled=bool(first[1]["num_classes"]))
-    log.info("%s: %s", folder.path, _spoken(suite))
-    rows = _real(suite, settings["count"])
+    features = trained.get("metric", {}).get("features")  # as in the evaluations during training, to compare with
+    suite = _suite(settings, dataset, runtime, features=features, labelled=bool(first[1]["num_classes"]))
+    log.info("%s: %s", folder.path, _describe(suite))
+    rows = _evaluate_real(suite, settings["count"])
     prior = build(trained["prior"], key="prior")
     noise = noise_rows(prior, settings["count"], seed=settings["seed"])
-    for file, state in itertools.chain([first], found):
-        generator = runtime.place(generator_of(trained, state, prior, which=settings["weights"], file=file))
+    for file, state in itertools.chain([first], checkpoints):
+        generator = runtime.place(load_generator(trained, state, prior, weights=settings["weights"], file=file))
         labels = suite.labels(settings["count"]) if generator.num_classes else None
-        made = generated(generator, runtime, noise, labels, batch_size=settings["batch_size"])
-        samples = suite.samples(made, labels)
+        batches = generate(generator, runtime, noise, labels, batch_size=settings["batch_size"])
+        samples = suite.samples(batches, labels)
         if not runtime.process_group.is_main_process:
             continue
         about = {name: settings[name] for name in ("weights", "seed")} | {"samples": len(samples), "by": "evaluate"}
         about |= {"checkpoint": file.name, "images": state["images"], "seconds": state["seconds"]}
         values = suite(samples)
-        rows.append(row_for(f"{folder.path.name} {file.stem}", values, {**suite.protocol(), **about}))
+        rows.append({"of": f"{folder.path.name} {file.stem}", "values": values, **suite.protocol(), **about})
         if "memorisation" in suite.metrics:
-            _sheet(folder.samples / f"neighbours-{file.stem}.png", samples, suite)
+            _write_nearest_images(folder.samples / f"neighbours-{file.stem}.png", samples, suite)
     if runtime.process_group.is_main_process:
-        for row in rows:
-            if row["samples"] != "real":
-                folder.append_evaluation(row)
-        _show(folder, rows)
+        generated_rows = [row for row in rows if row["samples"] != "real"]
+        for row in generated_rows:
+            folder.append_evaluation(row)
+        _write_to_tensorboard(folder, generated_rows)
     return rows
 
 
-def row_for(of: str, values: Mapping[str, float], protocol: Mapping[str, Any]) -> Row:
-    """A result: numbers, whose they are, and how they were obtained."""
-    return {"of": of, "values": dict(values), **protocol}
-
-
-def _suite(settings: Mapping[str, Any], dataset: Dataset, runtime: Runtime, *, labelled: bool) -> MetricSuite:
-    asked = settings["metric"].keys() - {"features"}
-    made = build_suite(
-        settings["metric"],
+def _suite(
+    settings: Mapping[str, Any],
+    dataset: Dataset,
+    runtime: Runtime,
+    *,
+    features: Mapping[str, Any] | None,
+    labelled: bool,
+) -> MetricSuite:
+    """Builds the metrics that apply. features: the extractor's node where the user chose none."""
+    names = settings["metric"].keys() - {"features"}
+    suite = build_suite(
+        {"features": features or _RANDOM_FEATURES, **settings["metric"]},
         dataset,
         labelled=labelled,
         device=runtime.device,
@@ -138,27 +150,27 @@ def _suite(settings: Mapping[str, Any], dataset: Dataset, runtime: Runtime, *, l
         reference=settings["reference"],
         reference_count=settings["reference_count"] or len(dataset),
     )
-    if made is None:
+    if suite is None:
         raise UserError(
-            f"metric=[{','.join(asked)}]: none of them means anything for this data and these features; "
-            "fid, kid and precision_recall suit any images, inception_score those with metric/features=classifier"
+            f"metric=[{','.join(names)}]: none of them is defined for this data and these features; fid, kid and "
+            "precision_recall are for any images, inception_score needs metric/features=classifier or inception"
         )
-    if asked - made.metrics.keys():
-        log.info("left out, since they mean nothing here: %s", ", ".join(sorted(asked - made.metrics.keys())))
-    return made
+    if names - suite.metrics.keys():
+        log.info("left out, since not defined for this run: %s", ", ".join(sorted(names - suite.metrics.keys())))
+    return suite
 
 
-def _real(suite: MetricSuite, count: int) -> list[Row]:
-    """What at most `count` real samples of the other part score: nobody should hope for more from as many."""
+def _evaluate_real(suite: MetricSuite, count: int) -> list[Row]:
+    """Returns the numbers of at most `count` real samples of the other part, which no generator can hope to beat."""
     other: Literal["train", "holdout"] = "holdout" if suite.split == "train" else "train"
-    samples = Samples(*suite.dataset.reference(other, count), features=suite.features)
+    samples = reference_samples(suite.dataset, other, count, like=suite.real)
     if len(samples) < 2:
         return []
-    metrics = {name: metric for name, metric in suite.metrics.items() if name != "memorisation"}
     values: dict[str, float] = {}
-    for metric in metrics.values():
-        values |= metric(samples, suite.real, suite.dataset)
-    return [row_for(f"{len(samples):,} real, {other}", values, {**suite.protocol(), "samples": "real"})]
+    for name, metric in suite.metrics.items():
+        if name != "memorisation":  # real samples are not copies
+            values |= metric(samples, suite.real, suite.dataset)
+    return [{"of": f"{len(samples):,} real, {other}", "values": values, **suite.protocol(), "samples": "real"}]
 
 
 def _checkpoints(folder: RunFolder, which: str | int) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -176,54 +188,52 @@ def _checkpoints(folder: RunFolder, which: str | int) -> Iterator[tuple[Path, di
             log.warning("%s is skipped: %s", file, error)
 
 
-def _folders(settings: Mapping[str, Any], runtime: Runtime) -> Row:
-    """One folder of images against another, no run needed."""
+def _evaluate_folders(settings: Mapping[str, Any], runtime: Runtime) -> Row:
+    """Measures one folder of images against another; no run is needed."""
     if len(settings["folders"]) != 2:
         raise UserError(f"folders={settings['folders']}: two of them, [generated,real]")
-    try:
-        made, real = (
-            Pictures(path=path, resolution=settings["resolution"], cache=settings["cache"], key="folders")
-            for path in settings["folders"]
-        )
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    if len(made) < 2:
-        raise UserError(f"folders={settings['folders']}: {len(made)} generated image is too few to measure")
-    if made.shape != real.shape:
+    generated, real = (
+        ImagesToMeasure(path=path, resolution=settings["resolution"], cache=settings["cache"], key="folders")
+        for path in settings["folders"]
+    )
+    if len(generated) < 2:
+        raise UserError(f"folders={settings['folders']}: {len(generated)} generated image is too few to measure")
+    if generated.shape != real.shape:
         raise UserError(
-            f"resolution=null: images of {made.shape[1:]} and {real.shape[1:]} pixels; give one size for both"
+            f"resolution=null: images of {generated.shape[1:]} and {real.shape[1:]} pixels; give one size for both"
         )
-    suite = _suite(settings, real, runtime, labelled=False)
-    log.info("%s", _spoken(suite))
-    samples = Samples(made.reference("train", settings["count"] or len(made))[0], features=suite.features)
-    log.info("%s of %s generated images (%s)", f"{len(samples):,}", f"{len(made):,}", samples.hash)
+    suite = _suite(settings, real, runtime, features=None, labelled=False)
+    log.info("%s", _describe(suite))
+    samples = Samples(generated.reference("train", settings["count"] or len(generated))[0], features=suite.features)
+    log.info("%s of %s generated images (%s)", f"{len(samples):,}", f"{len(generated):,}", samples.hash)
     about = {"samples": len(samples), "samples_hash": samples.hash, "by": "evaluate", "folders": settings["folders"]}
-    row = row_for(str(settings["folders"][0]), suite(samples), {**suite.protocol(), **about, **provenance()})
+    values, protocol = suite(samples), {**suite.protocol(), **about, **provenance()}
+    row = {"of": str(settings["folders"][0]), "values": values, **protocol}
     if settings["out"] is not None:
         atomic_write(Path(settings["out"]).expanduser(), (json.dumps(row, indent=2) + "\n").encode())
     return row
 
 
-def _spoken(suite: MetricSuite) -> str:
-    features = suite.features
-    how = ""
+def _describe(suite: MetricSuite) -> str:
+    """Returns what samples are compared with, and in which features."""
+    features, text = suite.features, ""
     if features is not None:
-        accuracy = "" if features.accuracy is None else f", {100 * features.accuracy:.2f} % right"
-        how = f"; features {features.name} ({features.hash}{accuracy}), resize {suite.resize}"
-    return f"against {len(suite.real):,} real samples ({suite.split}, {suite.real.hash}){how}"
+        accuracy = "" if features.accuracy is None else f", accuracy {100 * features.accuracy:.2f} %"
+        text = f"; features {features.name} ({features.hash}{accuracy}), resize {suite.resize}"
+    return f"against {len(suite.real):,} real samples ({suite.split}, {suite.real.hash}){text}"
 
 
-def _sheet(file: Path, samples: Samples, suite: MetricSuite) -> None:
-    images, columns = neighbours(samples, suite.real, suite.dataset)
+def _write_nearest_images(file: Path, samples: Samples, suite: MetricSuite) -> None:
+    images, columns = nearest_images(samples, suite.real, suite.dataset)
     file.parent.mkdir(exist_ok=True)
     image_grids.write_png(file, image_grids.grid(images.permute(0, 2, 3, 1).numpy(), columns=columns))
-    log.info("nearest training and held-out images beside samples: %s", file)
+    log.info("samples beside their nearest training and held-out images: %s", file)
 
 
-def _show(folder: RunFolder, rows: Sequence[Row]) -> None:
+def _write_to_tensorboard(folder: RunFolder, rows: Sequence[Row]) -> None:
     from torch.utils.tensorboard import SummaryWriter
 
     with SummaryWriter(str(folder.path), filename_suffix=".evaluate") as writer:
         for row in rows:
-            for name, value in row["values"].items() if "images" in row else ():
+            for name, value in row["values"].items():
                 writer.add_scalar(f"metric/{name}", value, row["images"])

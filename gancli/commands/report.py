@@ -1,9 +1,10 @@
-"""`gancli report`: all runs of a sweep in one table and one HTML file. Only reads; imports nothing that runs name."""
+"""`gancli report`: the runs of a sweep in one table and one HTML file. Only reads, and imports no class of a run."""
 
 from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,174 +15,191 @@ import yaml
 from gancli import __version__, config
 from gancli.atomic_files import atomic_write
 from gancli.errors import UserError, did_you_mean
-from gancli.reporting.html import Gallery, Part, Picture, Section, Table, page
+from gancli.reporting.html import Gallery, Image, Part, Section, Table, render_page
 from gancli.training.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 SCHEMA = {"run": str | int | list[str | int], "out": str | None, "sort": str | None}
-_CURVES = 12  # runs in a plot
+_MAX_CURVES = 12  # runs in the plot
+_LARGER_IS_BETTER = (
+    "modes",
+    "modes_held",
+    "high_quality",
+    "precision",
+    "recall",
+    "density",
+    "coverage",
+    "inception_score",
+    "classifier_score",
+)
+_NEVER_BEGAN, _CUT_OFF = "never began", "cut off, or running"
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunSummary:
-    """What one run folder says. rows: its evaluations while it trained, oldest first. last: the newest row of all."""
+    """The content of one run folder.
+
+    evaluations: those made while training, oldest first. last: the newest row of the log or of the evaluations. ended:
+    how the last start ended.
+    """
 
     name: str
     folder: Path
     settings: Mapping[str, Any]
-    rows: Sequence[Mapping[str, Any]]
+    evaluations: Sequence[Mapping[str, Any]]
     last: Mapping[str, Any]
     ended: str
 
     @property
     def final(self) -> dict[str, float]:
-        """The last evaluation's numbers."""
-        return dict(self.rows[-1]["values"]) if self.rows else {}
+        """The values of the last evaluation."""
+        return dict(self.evaluations[-1]["values"]) if self.evaluations else {}
 
     @property
-    def judges(self) -> list[str]:
-        """The number that judges checkpoints, the first of an evaluation, and the one that a sweep compares."""
-        asked = self.settings.get("objective")
-        return [name for name in dict.fromkeys([*list(self.final)[:1], asked]) if name in self.final]
+    def ranking(self) -> list[str]:
+        """The name of the value that ranks checkpoints, the first of an evaluation, and of the sweep's objective."""
+        objective = self.settings.get("objective")
+        return [name for name in dict.fromkeys([*list(self.final)[:1], objective]) if name in self.final]
 
-    def best(self, name: str, *, largest: bool) -> float | None:
-        """The best that a number ever was."""
-        values = [row["values"][name] for row in self.rows if math.isfinite(row["values"].get(name, math.nan))]
-        return (max(values) if largest else min(values)) if values else None
+    def best(self, name: str) -> float | None:
+        """Returns the best value `name` of all evaluations; None where none is finite."""
+        values = [row["values"].get(name, math.nan) for row in self.evaluations]
+        finite = [value for value in values if math.isfinite(value)]
+        return (max(finite) if name in _LARGER_IS_BETTER else min(finite)) if finite else None
 
 
 def run(settings: dict[str, Any]) -> Path:
-    """Prints the table, writes the page and returns where it is. Raises UserError, OSError."""
+    """Prints the table, writes the HTML file and returns its path. Raises UserError, OSError."""
     config.check(settings, SCHEMA)
-    asked = settings["run"] if isinstance(settings["run"], list) else [settings["run"]]
-    top = [Path(str(one)).expanduser() for one in asked]
-    found = [_read(folder, _name(folder, top)) for one in top for folder in _runs(one)]
-    names = list(dict.fromkeys(name for each in found for name in each.final if not name.startswith("fid_class_")))
+    given = settings["run"] if isinstance(settings["run"], list) else [settings["run"]]
+    tops = [Path(str(folder)).expanduser() for folder in given]
+    runs = [_read(folder, _name(folder, tops)) for top in tops for folder in _find_runs(top)]
+    names = list(dict.fromkeys(name for run in runs for name in run.final if not re.search(r"_class_\d+$", name)))
     if settings["sort"] is not None:
         if settings["sort"] not in names:
-            raise UserError(f"sort={settings['sort']}: no such number here{did_you_mean(settings['sort'], names)}")
-        found = sorted(found, key=lambda each: _place(each.final.get(settings["sort"], math.nan), settings["sort"]))
-    table = _table(found, names)
+            raise UserError(
+                f"sort={settings['sort']}: no evaluation has this value{did_you_mean(settings['sort'], names)}"
+            )
+        runs = sorted(runs, key=lambda run: _sort_key(run.final.get(settings["sort"], math.nan), settings["sort"]))
+    table = _table(runs, names)
     for line in table.lines():
         log.info("%s", line)
-    out = Path(settings["out"]).expanduser() if settings["out"] else top[0] / "report.html"
-    sections = [Section(title="Settings that differ, and results", parts=[table, *_curves(found)])]
-    sections.append(Section(title="Samples", parts=_samples(found)))
-    about = f"{len(found)} runs under {', '.join(map(str, top))}, by gancli {__version__}."
-    atomic_write(out, page("Runs side by side", about, sections).encode())
+    out = Path(settings["out"]).expanduser() if settings["out"] else tops[0] / "report.html"
+    sections = [
+        Section(title="Settings that differ, and results", parts=[table, *_curves(runs)]),
+        Section(title="Samples", parts=_samples(runs)),
+    ]
+    introduction = f"{len(runs)} runs under {', '.join(map(str, tops))}, by gancli {__version__}."
+    atomic_write(out, render_page("Runs side by side", introduction, sections).encode())
     log.info("report        %s", out)
     return out
 
 
-def _runs(top: Path) -> list[Path]:
-    """Run folders at or below `top`, and folders of jobs that ended before they became one."""
+def _find_runs(top: Path) -> list[Path]:
+    """Returns the run folders at or below `top`, and the folders of jobs that failed before their run began."""
     if not top.is_dir():
         raise UserError(f"run={top}: no such folder; name a sweep's folder or run folders")
-    marks = ("config.yaml", "train.log")
-    found = {
-        file.parent for mark in marks for file in [*top.glob(mark), *top.glob(f"*/{mark}"), *top.glob(f"*/*/{mark}")]
-    }
-    found = {folder for folder in found if folder.name != ".hydra"}  # Hydra's own copy of what was asked for
-    if not found:
+    files = (
+        file for name in ("config.yaml", "train.log") for level in ("", "*/", "*/*/") for file in top.glob(level + name)
+    )
+    folders = {file.parent for file in files if file.parent.name != ".hydra"}  # which holds Hydra's own config.yaml
+    if not folders:
         raise UserError(f"run={top}: no run folders here; name a sweep's folder or run folders")
-    return sorted(found, key=lambda folder: [(len(part), part) for part in folder.parts])  # 2 before 10
+    return sorted(folders, key=lambda folder: [(len(part), part) for part in folder.parts])  # 2 before 10
 
 
-def _name(folder: Path, top: Sequence[Path]) -> str:
-    below = next((one for one in top if folder != one and folder.is_relative_to(one)), folder.parent)
-    return str(folder.relative_to(below))
+def _name(folder: Path, tops: Sequence[Path]) -> str:
+    """Returns the folder's path below that of `tops` that holds it; its own name for one of `tops`."""
+    top = next((top for top in tops if folder != top and folder.is_relative_to(top)), folder.parent)
+    return str(folder.relative_to(top))
 
 
 def _read(path: Path, name: str) -> RunSummary:
     folder, settings = RunFolder(path), {}
     try:
         settings = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
-    except FileNotFoundError:  # a job that ended before its folder became a run
+    except FileNotFoundError:  # the job failed before its run began
         pass
     except (OSError, ValueError, yaml.YAMLError) as error:
-        log.warning("%s: cannot be read in full: %s", path, error)
+        log.warning("%s: the settings cannot be read: %s", path, error)
     starts = folder.starts()
-    ended = starts[-1].get("ended", "cut off, or running") if starts else "never began"
-    if ended in ("never began", "cut off, or running"):
+    ended = starts[-1].get("ended", _CUT_OFF) if starts else _NEVER_BEGAN
+    if ended in (_NEVER_BEGAN, _CUT_OFF):
         ended = f"{ended}: {folder.last_log_line()}".rstrip(": ")
-    rows = [row for row in folder.read_evaluations(by="train") if "seconds" in row]
-    last = max([*folder.read_metrics()[-1:], *rows[-1:]], key=lambda row: row["images"], default={})
-    return RunSummary(name=name, folder=path, settings=settings, rows=rows, last=last, ended=ended)
+    evaluations = [row for row in folder.read_evaluations(by="train") if "seconds" in row]
+    last = max([*folder.read_metrics()[-1:], *evaluations[-1:]], key=lambda row: row["images"], default={})
+    return RunSummary(name=name, folder=path, settings=settings, evaluations=evaluations, last=last, ended=ended)
 
 
-def _differing(found: Sequence[RunSummary]) -> dict[str, list[str]]:
-    """Key -> a value for each run, of the settings in which they differ; a class by its name."""
-    flat = [dict(config.leaves(each.settings)) for each in found]
-    keys = dict.fromkeys(key for some in flat for key in some)
-    columns = {key: [str(some.get(key, "")) for some in flat if some] for key in keys}
-    differ = {key: _brief([some.get(key, "") for some in flat]) for key, each in columns.items() if len(set(each)) > 1}
-    named = {
-        key.removesuffix("._target_"): [
-            value.rpartition(".")[2] if key.endswith("_target_") else value for value in values
-        ]
-        for key, values in differ.items()
-    }
-    return {key: values for key, values in named.items() if not key.startswith("hydra")}
+def _differing_settings(runs: Sequence[RunSummary]) -> dict[str, list[str]]:
+    """Returns the settings in which runs differ: for each key, one cell per run; a class by its name alone."""
+    flat = [dict(config.leaves(run.settings)) for run in runs]
+    columns = {}
+    for key in dict.fromkeys(key for settings in flat for key in settings):
+        values = {str(settings.get(key, "")) for settings in flat if settings}
+        if len(values) > 1 and not key.startswith("hydra"):
+            cells = _distinct_cells([settings.get(key, "") for settings in flat])
+            if key.endswith("_target_"):
+                cells = [cell.rpartition(".")[2] for cell in cells]
+            columns[key.removesuffix("._target_")] = cells
+    return columns
 
 
-def _brief(values: Sequence[Any]) -> list[str]:
-    """As text; numbers in four digits, where these tell them apart."""
-    whole = [str(value) for value in values]
+def _distinct_cells(values: Sequence[Any]) -> list[str]:
+    """Returns the values as text: floats with four digits, or with all of them where four do not tell them apart."""
+    full = [str(value) for value in values]
     short = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in values]
-    return short if len(set(short)) == len(set(whole)) else whole
+    return short if len(set(short)) == len(set(full)) else full
 
 
-def _table(found: Sequence[RunSummary], names: Sequence[str]) -> Table:
-    differ, judges = _differing(found), _judges(found)
-    head = ["run", *differ, "images", "minutes", *names, *(f"best {name}" for name in judges), "ended"]
-    lines = []
-    for index, each in enumerate(found):
-        images = f"{each.last['images']:,}" if each.last else ""
-        minutes = f"{each.last['seconds'] / 60:.1f}" if each.last else ""
-        numbers = [_short(each.final.get(name)) for name in names]
-        best = [_short(each.best(name, largest=_larger_is_better(name))) for name in judges]
-        lines.append(
-            [each.name, *(column[index] for column in differ.values()), images, minutes, *numbers, *best, each.ended]
+def _table(runs: Sequence[RunSummary], names: Sequence[str]) -> Table:
+    """Returns a row for each run. names: of the values of the last evaluation to show."""
+    settings, ranking = _differing_settings(runs), _ranking(runs)
+    head = ["run", *settings, "images", "minutes", *names, *(f"best {name}" for name in ranking), "ended"]
+    rows = []
+    for index, run in enumerate(runs):
+        images = f"{run.last['images']:,}" if run.last else ""
+        minutes = f"{run.last['seconds'] / 60:.1f}" if run.last else ""
+        final = [_cell(run.final.get(name)) for name in names]
+        best = [_cell(run.best(name)) for name in ranking]
+        rows.append(
+            [run.name, *(cells[index] for cells in settings.values()), images, minutes, *final, *best, run.ended]
         )
-    return Table(head, lines)
+    return Table(head, rows)
 
 
-def _judges(found: Sequence[RunSummary]) -> list[str]:
-    return list(dict.fromkeys(name for each in found for name in each.judges))
+def _ranking(runs: Sequence[RunSummary]) -> list[str]:
+    return list(dict.fromkeys(name for run in runs for name in run.ranking))
 
 
-def _place(value: float, name: str) -> float:
-    """To sort by, the best first; what was not measured, or is no number, comes last."""
-    return math.inf if math.isnan(value) else -value if _larger_is_better(name) else value
+def _sort_key(value: float, name: str) -> float:
+    """Returns a key that sorts the best value first and NaN last."""
+    return math.inf if math.isnan(value) else -value if name in _LARGER_IS_BETTER else value
 
 
-def _larger_is_better(name: str) -> bool:
-    larger = ("modes", "modes_held", "high_quality", "precision", "recall", "density", "coverage", "inception_score")
-    return name in larger
-
-
-def _short(value: float | None) -> str:
+def _cell(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
-def _curves(found: Sequence[RunSummary]) -> list[Picture]:
-    """The number that was compared, else that judged checkpoints, of each run over images."""
-    drawn_runs, judges = [each for each in found if len(each.rows) > 1][:_CURVES], _judges(found)
-    if not judges or not drawn_runs:
+def _curves(runs: Sequence[RunSummary]) -> list[Image]:
+    """Returns a plot of the sweep's objective, or else of the value that ranks checkpoints, over images seen."""
+    plotted, ranking = [run for run in runs if len(run.evaluations) > 1][:_MAX_CURVES], _ranking(runs)
+    if not ranking or not plotted:
         return []
-    from gancli.reporting.image_grids import png
-    from gancli.reporting.plots import drawn, figure
+    from gancli.reporting.image_grids import encode_png
+    from gancli.reporting.plots import figure, render
 
-    made, (axis,) = figure(width=8.0)
-    for each in drawn_runs:
-        points = [(row["images"], row["values"].get(judges[-1], math.nan)) for row in each.rows]
-        axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=each.name)
-    axis.set(xlabel="images", ylabel=judges[-1])
+    name = ranking[-1]
+    plot, (axis,) = figure(width=8.0)
+    for run in plotted:
+        points = [(row["images"], row["values"].get(name, math.nan)) for row in run.evaluations]
+        axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=run.name)
+    axis.set(xlabel="images seen", ylabel=name)
     axis.legend(frameon=False, fontsize=8, ncols=2)
-    return [Picture(png(drawn(made)), f"{judges[-1]} while training")]
+    return [Image(encode_png(render(plot)), f"{name} during training")]
 
 
-def _samples(found: Sequence[RunSummary]) -> list[Part]:
-    shown = [each for each in found if (each.folder / "samples.png").is_file()]
-    pictures = [Picture((each.folder / "samples.png").read_bytes(), each.name) for each in shown]
-    return [Gallery(pictures)] if pictures else ["No run has any yet."]
+def _samples(runs: Sequence[RunSummary]) -> list[Part]:
+    files = {run.name: RunFolder(run.folder).final_samples for run in runs}
+    images = [Image(file.read_bytes(), name) for name, file in files.items() if file.is_file()]
+    return [Gallery(images)] if images else ["No run has samples yet."]

@@ -7,37 +7,32 @@ import fnmatch
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from torch import nn
 
-from gancli import config
-from gancli.build import build, make, resolve
-from gancli.datasets.base import Dataset, DatasetInfo
+from gancli.build import build
+from gancli.commands.check_settings import NO_LABELS, check_settings
+from gancli.commands.parts import networks, optimizer
+from gancli.datasets.base import Dataset
 from gancli.device import Runtime
-from gancli.diagnostics.base import Diagnostic, Run, diagnose
+from gancli.diagnostics.base import Diagnostic, TrainedRun, diagnose
 from gancli.distributed.process_group import join_process_group
 from gancli.distributed.signals import Signals
-from gancli.errors import Diverged, SettingError, UserError, did_you_mean
+from gancli.errors import Diverged, UserError, did_you_mean
 from gancli.game import PLAYERS, Game, Penalty
 from gancli.losses import Loss
-from gancli.networks.base import Discriminator, Generator, share_batches
-from gancli.networks.packed import Packed, packed_shape
-from gancli.optimizers import ScheduledOptimizer
+from gancli.networks.base import share_batches
 from gancli.randomness import Stream, seed_global_generators, seeded
 from gancli.training import cuda_graphs
 from gancli.training.logging import NullLogger
 from gancli.training.run_folder import RunFolder, settings_to_continue
 from gancli.training.trainer import Trainer
-from gancli.updates import Update
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-SCHEMA = {"seed": int, "conditional": bool, "pack": int, "resume": str, "objective": str | None, "trust": list[str]}
 
 
 def run(settings: dict[str, Any], *, folder: Path, overrides: list[str], search: bool = False) -> Trainer:
@@ -78,7 +73,7 @@ def run(settings: dict[str, Any], *, folder: Path, overrides: list[str], search:
 def finish(trainer: Trainer, folder: RunFolder, chosen: Mapping[str, Any]) -> None:
     """What the main process does after the last step. chosen: the settings of the group `diagnostic`."""
     if trainer.stopped_by is None:
-        diagnose(Run(folder, trainer), diagnostics(chosen))
+        diagnose(TrainedRun(folder, trainer), diagnostics(chosen))
     folder.record_end(how_ended(trainer))
     summarise(trainer, folder)
 
@@ -102,128 +97,6 @@ def chosen_penalties(penalties: Mapping[str, Any], overrides: list[str]) -> dict
         override.lstrip("+").split(".")[1] for override in overrides if override.lstrip("+").startswith("penalty.")
     }
     return {name: node for name, node in penalties.items() if name in typed or "_target_" in node}
-
-
-def check_settings(settings: Mapping[str, Any], *, world_size: int = 1) -> None:
-    """Raises one UserError with everything that is wrong and that the settings alone tell, before data is read.
-
-    Every part is built that needs no data; networks are built where the shape of the samples is known, without memory
-    for their weights. A section with a wrong type is not built.
-    """
-    problems = list(config.problems(settings, SCHEMA))
-    errors = [text for _, text in problems]
-    broken = {key.split(".")[0] for key, _ in problems}
-
-    def attempt(section: str, function: Callable[[], T]) -> T | None:
-        if section in broken:
-            return None
-        try:
-            return function()
-        except UserError as error:
-            errors.extend(str(error).splitlines() if isinstance(error, SettingError) else [str(error)])
-            return None
-
-    def attempt_each(group: str) -> dict[str, Any]:
-        found = {
-            name: attempt(group, partial(build, node, key=f"{group}.{name}"))
-            for name, node in settings[group].items()
-            if name != "features"  # an extractor needs the data
-        }
-        return {name: part for name, part in found.items() if part is not None}
-
-    def attempt_one(section: str, *known: Any) -> Any:
-        return attempt(section, partial(build, settings[section], *known, key=section))
-
-    info = attempt("dataset", lambda: _describe(settings["dataset"]))
-    prior, update, augment = (attempt_one(section) for section in ("prior", "update", "augment"))
-    attempt_one("loss")
-    attempt_one("health")
-    attempt_one("checkpoint", Path())
-    penalties = attempt_each("penalty")
-    attempt_each("metric")
-    attempt_each("diagnostic")
-    for section in ("train", "evaluation", "log"):
-        attempt(section, partial(_check_node, settings[section], section, world_size))
-    if not broken & {"train", "pack", "conditional"}:
-        parts = world_size * settings["train"]["accumulate"]
-        errors += check_combination(settings, penalties, update, info, parts=parts)
-    if info is not None and augment is not None:
-        attempt("augment", lambda: augment.draws_for(info.shape))
-    packable = not broken & {"pack", "conditional"} and settings["pack"] >= 1
-    if packable and info is not None and prior is not None and not (settings["pack"] > 1 and settings["conditional"]):
-        with torch.device("meta"):
-            pair = attempt("network", lambda: networks(settings, info.shape, info.num_classes or 0, prior.dim))
-        for player, network in zip(PLAYERS, pair or (), strict=False):
-            attempt("optimizer", partial(optimizer, settings, player, network))
-        if pair is not None:
-            attempt_one("ema", pair[0])
-    if errors:
-        raise UserError("\n".join(dict.fromkeys(errors)))
-
-
-def _check_node(node: Mapping[str, Any], key: str, world_size: int) -> None:
-    """Calls the class's own `check_settings`, for a class whose constructor needs what only the data tells."""
-    target = resolve(node["_target_"], key=key)
-    known = {"world_size": world_size} if target is Trainer else {}
-    if hasattr(target, "check_settings"):
-        try:
-            target.check_settings(**make(node, key=key).keywords, **known)
-        except SettingError as error:
-            raise UserError("\n".join(f"{key}.{line}" for line in str(error).splitlines())) from error
-
-
-def _describe(node: Mapping[str, Any]) -> DatasetInfo | None:
-    """Returns the shape of the samples and the number of classes where the settings alone tell them."""
-    target = resolve(node["_target_"], key="dataset")
-    if not hasattr(target, "describe"):
-        return None
-    given = make(node, key="dataset").keywords
-    try:
-        return target.describe(**given)  # type: ignore[no-any-return]
-    except SettingError as error:
-        raise UserError("\n".join(f"dataset.{line}" for line in str(error).splitlines())) from error
-
-
-def check_combination(
-    settings: Mapping[str, Any],
-    penalties: Mapping[str, Penalty],
-    update: Update | None,
-    info: DatasetInfo | None,
-    *,
-    parts: int,
-) -> list[str]:
-    """Returns what is wrong with settings that are right each by itself. parts: into which a batch is divided."""
-    errors, pack, conditional = [], settings["pack"], settings["conditional"]
-    if pack < 1:
-        errors.append(f"pack={pack}: 1 for none, or the number of samples that the discriminator sees together")
-    if pack > 1:
-        if conditional:
-            errors.append(
-                f"pack={pack}: samples of different classes do not go into one pack; use conditional=false, or pack=1"
-            )
-        errors += [
-            f"pack={pack}: penalty {name} sets the norm of one sample's gradient, and a pack has one logit; "
-            "use penalty=[r1] or penalty=[r1,r2]"
-            for name, penalty in penalties.items()
-            if penalty.requires_single_sample
-        ]
-    if conditional and info is not None and info.num_classes == 0:
-        errors.append(_NO_LABELS)
-    if parts > 1:
-        errors += [
-            f"penalty.{name}: is of the whole batch's gradient, so one process and train.accumulate=1 only"
-            for name, penalty in penalties.items()
-            if penalty.player == "both"
-        ]
-        if update is not None and not update.divisible:
-            errors.append(
-                f"update={type(update).__name__.lower()}: cannot divide a batch, so one process and "
-                "train.accumulate=1 only"
-            )
-    return errors
-
-
-_NO_LABELS = "conditional=true: this data set has no labels; use conditional=false, or dataset.labels=true for a folder"
 
 
 def check_objective(trainer: Trainer, name: str | None, *, search: bool) -> None:
@@ -265,7 +138,7 @@ def assemble(settings: Mapping[str, Any], *, folder: RunFolder) -> Trainer:
     with group.main_process_first():
         dataset: Dataset = build(settings["dataset"], key="dataset").to(runtime.device)
     if settings["conditional"] and not dataset.num_classes:
-        raise UserError(_NO_LABELS)
+        raise UserError(NO_LABELS)
     prior = build(settings["prior"], key="prior")
     generator, discriminator = networks(settings, dataset.shape, dataset.num_classes, prior.dim)
     generator, discriminator = runtime.place(generator), runtime.place(discriminator)
@@ -311,7 +184,7 @@ def assemble(settings: Mapping[str, Any], *, folder: RunFolder) -> Trainer:
         key="train",
         game=game,
         update=update,
-        optimizers={player: optimizer(settings, player, game.network(player)) for player in PLAYERS},
+        optimizers={player: optimizer(settings, player, game.network(player).parameters()) for player in PLAYERS},
         ema=ema,
         dataset=dataset,
         checkpoints=build(settings["checkpoint"], folder.checkpoints, key="checkpoint"),
@@ -330,27 +203,6 @@ def warn_of_lazy_penalties(loss: Loss, penalties: Mapping[str, Penalty], dataset
     if loss.relativistic and len(dataset.shape) == 1:
         for name in (name for name, penalty in penalties.items() if penalty.interval > 1):
             log.warning("penalty.%s.interval: on points this loss fails with lazy penalties (R3GAN); take 1", name)
-
-
-def networks(
-    settings: Mapping[str, Any], shape: tuple[int, ...], num_classes: int, latent_dim: int
-) -> tuple[Generator, Discriminator]:
-    """Builds generator and discriminator for data of `shape`; they take labels only where that was asked for."""
-    known = {"image_shape": shape, "num_classes": num_classes if settings["conditional"] else 0}
-    parts, pack = settings["network"], settings["pack"]
-    generator = build(parts["generator"], key="network.generator", latent_dim=latent_dim, **known)
-    known["image_shape"] = packed_shape(shape, pack)
-    discriminator = build(parts["discriminator"], key="network.discriminator", **known)
-    return generator, discriminator if pack == 1 else Packed(discriminator, pack=pack)
-
-
-def optimizer(settings: Mapping[str, Any], player: str, network: nn.Module) -> ScheduledOptimizer:
-    """Builds the player's optimizer; torch's own complaints about its settings become errors that name the key."""
-    key = f"optimizer.{player}"
-    try:
-        return ScheduledOptimizer(make(settings["optimizer"][player], key=key), network.parameters())
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{key}: {error}") from error
 
 
 def resume(trainer: Trainer, folder: RunFolder) -> None:

@@ -1,4 +1,4 @@
-"""What every data set offers, and the two ways to offer it: stored images, or a distribution to draw from."""
+"""What every data set offers, and the two ways to implement it: stored images, or a distribution to draw from."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Split = Literal["train", "holdout"]
 
 
 class DatasetInfo(NamedTuple):
-    """What the settings of a data set tell before it is read. num_classes: None where only the data tells."""
+    """What the settings of a data set tell before data is read. num_classes: None where only the data tells."""
 
     shape: tuple[int, ...]
     num_classes: int | None
@@ -33,7 +33,7 @@ class Dataset(ABC):
     num_classes: number of classes, 0 where the data is unlabelled.
     mode_shares: (K,) probability of each mode where modes can be counted, else None.
     distribution: of points on the line, else None.
-    resize: what was done to the size of the images when they were read.
+    resize: how the size of the images was changed when they were read.
     """
 
     shape: tuple[int, ...]
@@ -52,49 +52,50 @@ class Dataset(ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """Number of different training samples; `sys.maxsize` where every draw is fresh."""
+        """Returns the number of different training samples; `sys.maxsize` where every sample is drawn afresh."""
 
     @abstractmethod
     def batch(self, step: int, *, size: int, seed: int, rank: int = 0, world_size: int = 1) -> Batch:
-        """This rank's slice of the global batch of `size` samples at `step`.
+        """Returns this rank's slice of the global batch of `size` samples at `step`.
 
-        Returns float32 data (size / world_size, *shape), images in [-1, 1], and int64 labels or None.
+        The slice is float32 data (size / world_size, *shape), images in [-1, 1], and int64 labels or None.
         """
 
     @abstractmethod
     def holdout(self, count: int) -> Batch:
-        """The first `count` samples (fewer where there are fewer) that training never sees."""
+        """Returns the first `count` samples (fewer where there are fewer) that are never trained on, as `batch`."""
 
     @abstractmethod
     def size(self, split: Split) -> int:
-        """Number of different samples in that part."""
+        """Returns the number of different samples in that part."""
 
     @abstractmethod
     def reference(self, split: Split, count: int) -> Batch:
-        """At most `count` samples to measure against, always the same, on the CPU, unflipped.
+        """Returns at most `count` samples of that part to compare with, always the same, on the CPU, never flipped.
 
-        Returns uint8 images or float32 points (n, *shape), and int64 labels (n,) or None.
+        They are uint8 images or float32 points (n, *shape), with int64 labels (n,) or None.
         """
 
     def labelled(self, split: Split, count: int) -> tuple[Tensor, Tensor]:
-        """At most `count` uint8 images and int64 labels for a classifier to learn. Raises ValueError without labels."""
+        """Returns at most `count` uint8 images and their int64 labels, for a classifier to learn from.
+
+        Only for data with labels (`num_classes` above 0).
+        """
         raise ValueError("the data set has no labels")
 
     def modes_of(self, data: Tensor, logits: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The mode (n,) of each sample that has one, and whether it is of high quality (n,) bool.
+        """Returns the mode (n,) of each sample that has one, and whether it is of high quality (n,) bool.
 
-        data: (N, *shape). logits: (N, K) of a classifier, for images.
-
-        Raises ValueError where modes cannot be counted (`mode_shares` None).
+        data: (N, *shape). logits: (N, K) of a classifier, for images. Only for data with `mode_shares`.
         """
         raise ValueError("the modes of this data set cannot be counted")
 
     def density(self, points: Tensor) -> Tensor | None:
-        """Density (N,) of the true distribution at points (N, dims), or None where it is not known."""
+        """Returns the density (N,) of the true distribution at points (N, dims), or None where it is unknown."""
         return None
 
     def to(self, device: torch.device) -> Dataset:
-        """Moves what is small enough to live there."""
+        """Delivers batches on `device` from now on, and moves the data there where it is small enough."""
         return self
 
 
@@ -104,9 +105,9 @@ def _order(length: int, seed: int, epoch: int) -> Tensor:
 
 
 def epoch_indices(length: int, start: int, count: int, *, seed: int) -> Tensor:
-    """Entries start .. start + count of the endless row of epochs, each in an order of its own.
+    """Returns entries start .. start + count of an endless sequence of epochs, each a permutation of range(length).
 
-    The order of an epoch depends on (seed, epoch) alone. Returns int64 indices (count,).
+    The permutation depends on (seed, epoch) alone. Returns int64 indices (count,).
     """
     parts = []
     while count > 0:
@@ -118,20 +119,20 @@ def epoch_indices(length: int, start: int, count: int, *, seed: int) -> Tensor:
 
 
 def to_unit(images: Tensor) -> Tensor:
-    """uint8 images 0..255 as float32 in [-1, 1]."""
+    """Returns uint8 images 0 .. 255 as float32 in [-1, 1]."""
     return images.to(torch.float32).div_(127.5).sub_(1.0)
 
 
 def to_bytes(images: Tensor) -> Tensor:
-    """Images in [-1, 1] as uint8: rounded and clamped, so exact for what came from 0 .. 255; NaN is mid-grey."""
+    """Returns images in [-1, 1] as uint8, rounded and clamped, so that it inverts `to_unit`; NaN becomes mid-grey."""
     levels = images.detach().float().nan_to_num(nan=0.0).mul(127.5).add(127.5).round().clamp(0, 255)
     return levels.to(torch.uint8)
 
 
 def subset(length: int, count: int) -> Tensor:
-    """At most `count` indices below `length`, always the same, in order: (n,).
+    """Returns at most `count` indices below `length`, always the same, in order: (n,).
 
-    SyntheticDataset, since every k-th sample of a file may have something in common (of MNIST's it has).
+    They are drawn, since every k-th sample of a file may have something in common (MNIST's files are such).
     """
     if count >= length:
         return torch.arange(length)
@@ -139,30 +140,30 @@ def subset(length: int, count: int) -> Tensor:
 
 
 class ImageDataset(Dataset):
-    """Images kept as one uint8 tensor (N, C, H, W), in memory or memory-mapped.
+    """Images stored as one uint8 tensor (N, C, H, W), in memory or memory-mapped.
 
-    labels: (N,) int64 or None. train, held: the rows to train on and those held out. limit: train on that
-    many of them only, drawn once, for a study of small data; a classifier for metrics still learns from all.
-    flip: mirror each training image left to right with probability one half. Raises ValueError.
+    labels: (N,) int64 or None. train_indices, holdout_indices: of the images to train on and of those held out.
+    limit: train on that many of them only, drawn once, for a study of small data; a classifier for metrics still
+    learns from all. flip: mirror each training image left to right with probability one half. Raises SettingError.
     """
 
-    resident_bytes = 2**31  # larger sets stay where they are, only their batches travel
+    resident_bytes = 2**31  # larger sets stay where they are, and only their batches are copied to the device
 
     def __init__(
         self,
         images: Tensor,
         labels: Tensor | None = None,
         *,
-        train: Tensor,
-        held: Tensor,
+        train_indices: Tensor,
+        holdout_indices: Tensor,
         num_classes: int = 0,
         limit: int | None = None,
         flip: bool = False,
     ) -> None:
         require_at_least(1, limit=limit)
         self.images, self.labels = images, labels
-        self.known, self.held = train, held
-        self.train = train if limit is None else train[subset(len(train), limit)]
+        self.all_train_indices, self.holdout_indices = train_indices, holdout_indices
+        self.train_indices = train_indices if limit is None else train_indices[subset(len(train_indices), limit)]
         self.shape = tuple(images.shape[1:])
         self.num_classes = num_classes
         self.flip = flip
@@ -170,44 +171,39 @@ class ImageDataset(Dataset):
         self._prefetchers: dict[tuple[int, int, int], Prefetcher] = {}
 
     def __len__(self) -> int:
-        return len(self.train)
+        return len(self.train_indices)
 
     def batch(self, step: int, *, size: int, seed: int, rank: int = 0, world_size: int = 1) -> Batch:
         local = size // world_size
 
-        def rows(step: int, rank: int) -> Tensor:
-            return self.train[epoch_indices(len(self), step * size + rank * local, local, seed=seed)]
+        def indices_of(step: int, rank: int) -> Tensor:
+            return self.train_indices[epoch_indices(len(self), step * size + rank * local, local, seed=seed)]
 
-        read = None
+        prefetched = None
         if self.images.nbytes > self.resident_bytes:
             key = (size, seed, world_size)
             if key not in self._prefetchers:
-                self._prefetchers[key] = Prefetcher(self.images, rows)
-            read = self._prefetchers[key](step, rank)
-        images, labels = self._gather(rows(step, rank), read)
+                self._prefetchers[key] = Prefetcher(self.images, indices_of)
+            prefetched = self._prefetchers[key](step, rank)
+        images, labels = self._on_device(indices_of(step, rank), prefetched)
         if self.flip:
-            mirrored = torch.rand(size, generator=seeded(seed, "flip", step)) < 0.5
-            mine = mirrored[rank * local : (rank + 1) * local].to(images.device, non_blocking=True)
-            images = torch.where(mine[:, None, None, None], images.flip(-1), images)
+            flips = torch.rand(size, generator=seeded(seed, "flip", step)) < 0.5
+            flips = flips[rank * local : (rank + 1) * local].to(images.device, non_blocking=True)
+            images = torch.where(flips[:, None, None, None], images.flip(-1), images)
         return images, labels
 
     def holdout(self, count: int) -> Batch:
-        return self._gather(self.held[:count])
+        return self._on_device(self.holdout_indices[:count])
 
     def size(self, split: Split) -> int:
-        return len(self._rows(split))
+        return len(self if split == "train" else self.holdout_indices)
 
     def reference(self, split: Split, count: int) -> Batch:
-        rows = self._rows(split)[subset(self.size(split), count)]
-        images = self.images[rows.to(self.images.device)].cpu()
-        return images, None if self.labels is None else self.labels[rows]
+        return self._drawn(self.train_indices if split == "train" else self.holdout_indices, count)
 
     def labelled(self, split: Split, count: int) -> tuple[Tensor, Tensor]:
-        rows = self.known if split == "train" else self.held
-        if self.labels is None:
-            raise ValueError("the data set has no labels")
-        rows = rows[subset(len(rows), count)]
-        return self.images[rows.to(self.images.device)].cpu(), self.labels[rows]
+        images, labels = self._drawn(self.all_train_indices if split == "train" else self.holdout_indices, count)
+        return (images, labels) if labels is not None else super().labelled(split, count)
 
     def to(self, device: torch.device) -> ImageDataset:
         self.device = device
@@ -215,14 +211,17 @@ class ImageDataset(Dataset):
             self.images = self.images.to(device)
         return self
 
-    def _rows(self, split: Split) -> Tensor:
-        return self.train if split == "train" else self.held
+    def _drawn(self, indices: Tensor, count: int) -> Batch:
+        """Returns uint8 images and labels of at most `count` of `indices`, always the same, on the CPU."""
+        indices = indices[subset(len(indices), count)]
+        return self.images[indices.to(self.images.device)].cpu(), None if self.labels is None else self.labels[indices]
 
-    def _gather(self, rows: Tensor, read: Tensor | None = None) -> Batch:
-        # Nothing here waits for the device, which has the step before to finish.
-        images = self.images[rows.to(self.images.device, non_blocking=True)] if read is None else read
+    def _on_device(self, indices: Tensor, prefetched: Tensor | None = None) -> Batch:
+        """Returns images in [-1, 1] and labels on the device. prefetched: the images, where they are read already."""
+        # Copies are non-blocking: the device still computes the previous step.
+        images = self.images[indices.to(self.images.device, non_blocking=True)] if prefetched is None else prefetched
         images = to_unit(images.to(self.device, non_blocking=True))
-        return images, None if self.labels is None else self.labels[rows].to(self.device, non_blocking=True)
+        return images, None if self.labels is None else self.labels[indices].to(self.device, non_blocking=True)
 
 
 class SyntheticDataset(Dataset):
@@ -246,22 +245,22 @@ class SyntheticDataset(Dataset):
 
     @abstractmethod
     def draw(self, count: int, rng: torch.Generator) -> Batch:
-        """`count` training samples (count, *shape) on the CPU and their labels or None."""
+        """Draws `count` training samples (count, *shape) on the CPU, and their labels or None."""
 
     def draw_batch(self, count: int, rng: torch.Generator) -> Batch:
-        """The same for one step; its samples may depend on one another."""
+        """Draws the batch of one step, whose samples may depend on one another; independent ones by default."""
         return self.draw(count, rng)
 
     def draw_holdout(self, count: int, rng: torch.Generator) -> Batch:
-        """The same from what training never sees; a distribution itself has no other part."""
+        """Draws from the part that is never trained on; from the distribution itself by default."""
         return self.draw(count, rng)
 
     def batch(self, step: int, *, size: int, seed: int, rank: int = 0, world_size: int = 1) -> Batch:
         local = size // world_size
         data, labels = self.draw_batch(size, seeded(seed, "draw", step))
-        mine = slice(rank * local, (rank + 1) * local)
-        data = data[mine].to(self.device, non_blocking=True)
-        return data, None if labels is None else labels[mine].to(self.device, non_blocking=True)
+        rows = slice(rank * local, (rank + 1) * local)
+        data = data[rows].to(self.device, non_blocking=True)
+        return data, None if labels is None else labels[rows].to(self.device, non_blocking=True)
 
     def holdout(self, count: int) -> Batch:
         data, labels = self.draw_holdout(count, seeded(0, "holdout"))

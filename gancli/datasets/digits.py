@@ -17,8 +17,8 @@ from gancli.randomness import seeded
 class Digits(ImageDataset):
     """1,797 digits of 8x8 pixels in 17 shades, ten classes (Alpaydin & Kaynak, UCI, 1998).
 
-    Every tenth, in a fixed order, is held out. limit, flip: see `ImageDataset`. Raises UserError where
-    scikit-learn lacks the file, ValueError.
+    Every tenth of them, in a fixed random order, is held out. limit, flip: see `ImageDataset`. Raises SettingError,
+    and UserError where scikit-learn's file is missing.
     """
 
     @classmethod
@@ -27,14 +27,19 @@ class Digits(ImageDataset):
         return DatasetInfo((1, 8, 8), 10)
 
     def __init__(self, *, limit: int | None = None, flip: bool = False) -> None:
-        spec = find_spec("sklearn")  # found, not imported: that would take seconds
+        spec = find_spec("sklearn")  # found but not imported, which would take seconds
         file = Path(spec.origin if spec and spec.origin else "").parent / "datasets" / "data" / "digits.csv.gz"
         if not file.is_file():
             raise UserError(f"dataset=digits: {file} is missing; pip install scikit-learn brings it")
         table = torch.from_numpy(np.loadtxt(file, delimiter=",", dtype=np.int64))
         table = table[torch.randperm(len(table), generator=seeded("digits"))]
-        images = (table[:, :64] * 255 / 16).round().to(torch.uint8).view(-1, 1, 8, 8)
-        held = torch.arange(0, len(table), 10)
-        train = torch.arange(len(table))[torch.arange(len(table)) % 10 != 0]
-        labels = table[:, 64].clone()
-        super().__init__(images, labels, train=train, held=held, num_classes=10, limit=limit, flip=flip)
+        rows = torch.arange(len(table))
+        super().__init__(
+            (table[:, :64] * 255 / 16).round().to(torch.uint8).view(-1, 1, 8, 8),
+            table[:, 64].clone(),
+            train_indices=rows[rows % 10 != 0],
+            holdout_indices=rows[rows % 10 == 0],
+            num_classes=10,
+            limit=limit,
+            flip=flip,
+        )

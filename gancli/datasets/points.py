@@ -9,19 +9,18 @@ from torch import Tensor
 
 from gancli.datasets.base import Batch, SyntheticDataset
 from gancli.distributions import Distribution, stratified_uniform
-from gancli.errors import SettingError
+from gancli.errors import SettingError, require_at_least
 
 
 class Mixture(SyntheticDataset):
-    """Equal shares of round Gaussians in the plane; a point's label is the index of its centre.
+    """An equally weighted mixture of round Gaussians in the plane; a point's label is the index of its centre.
 
-    centres: (K, 2) float32. std: of each coordinate.
+    centres: (K, 2) float32. std: of each coordinate. Raises SettingError.
     """
 
     def __init__(self, centres: Tensor, *, std: float) -> None:
         super().__init__()
-        if std <= 0:
-            raise SettingError(f"std={std}: must be above 0")
+        _check_std(std)
         self.centres, self.std = centres, std
         self.shape, self.num_classes = (2,), len(centres)
         self.mode_shares = torch.full((len(centres),), 1 / len(centres))
@@ -39,43 +38,43 @@ class Mixture(SyntheticDataset):
         unit = sqrt(2) * self.std
         x, y = (self.centres.to(points.device) / unit).unbind(1)
         parts = []
-        for some in (points.float() / unit).split(256):  # few enough to stay in a processor's cache
-            squared = (some[:, :1] - x).square_() + (some[:, 1:] - y).square_()  # cdist would round far more
+        for rows in (points.float() / unit).split(256):  # few enough to stay in a processor's cache
+            squared = (rows[:, :1] - x).square_() + (rows[:, 1:] - y).square_()  # cdist's rounding error is far larger
             parts.append(squared.neg_().exp_().mean(1))
         return torch.cat(parts) / (2 * pi * self.std**2)
 
 
 class GaussianRing(Mixture):
-    """`modes` Gaussians evenly on a circle around 0 (Metz et al., ICLR 2017)."""
+    """`modes` Gaussians evenly spaced on a circle around 0 (Metz et al., ICLR 2017). Raises SettingError."""
 
     def __init__(self, *, modes: int = 8, radius: float = 1.0, std: float = 0.01) -> None:
-        if modes < 1:
-            raise SettingError(f"modes={modes}: at least 1")
+        require_at_least(1, modes=modes)
         angles = 2 * pi * torch.arange(modes) / modes
         super().__init__(radius * torch.stack([angles.cos(), angles.sin()], dim=1), std=std)
 
 
 class GaussianGrid(Mixture):
-    """`side` x `side` Gaussians on a square grid around 0 (Srivastava et al., NeurIPS 2017)."""
+    """`side` x `side` Gaussians on a square grid around 0 (Srivastava et al., NeurIPS 2017). Raises SettingError."""
 
     def __init__(self, *, side: int = 5, spacing: float = 2.0, std: float = 0.05) -> None:
-        if side < 1:
-            raise SettingError(f"side={side}: at least 1")
-        line = spacing * (torch.arange(side) - (side - 1) / 2)
-        super().__init__(torch.cartesian_prod(line, line), std=std)
+        require_at_least(1, side=side)
+        coordinates = spacing * (torch.arange(side) - (side - 1) / 2)
+        super().__init__(torch.cartesian_prod(coordinates, coordinates), std=std)
 
 
 class SwissRoll(SyntheticDataset):
-    """A spiral of one and a half turns in the plane, its outer end at distance 1, with Gaussian noise of `std`."""
+    """A spiral of one and a half turns in the plane, its outer end at distance 1, with Gaussian noise of `std`.
+
+    Raises SettingError.
+    """
 
     def __init__(self, *, std: float = 0.02) -> None:
         super().__init__()
-        if std <= 0:
-            raise SettingError(f"std={std}: must be above 0")
+        _check_std(std)
         self.std = std
         self.shape = (2,)
-        # The density is a mean over the curve, taken at points closer than the noise is wide: their sum is then
-        # as good as the integral. At its end the curve moves 9.5 per unit of `share`.
+        # The density is the mean of Gaussians along the curve. Where their centres lie closer than `std`, the sum is as
+        # good as the integral; the curve's speed is 9.5 per unit of `share` at its outer end.
         count = ceil(10 / std)
         self._quadrature = Mixture(self._curve((torch.arange(count) + 0.5) / count), std=std)
 
@@ -106,7 +105,7 @@ class Dirac(SyntheticDataset):
 class Distribution1d(SyntheticDataset):
     """Points (1,) from a distribution on the line, by the inverse transform method.
 
-    stratified: a batch of n has one sample from each n-th of the distribution.
+    stratified: whether a batch of n holds one sample of each n-th of the distribution.
     """
 
     distribution: Distribution
@@ -125,3 +124,8 @@ class Distribution1d(SyntheticDataset):
 
     def density(self, points: Tensor) -> Tensor:
         return self.distribution.density(points[:, 0]).float()
+
+
+def _check_std(std: float) -> None:
+    if not std > 0:
+        raise SettingError(f"std={std}: must be above 0")

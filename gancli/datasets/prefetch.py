@@ -1,4 +1,4 @@
-"""Batches of data too large for the device: the next ones are read while the last one is in use."""
+"""Reads batches of data that is too large for the device in the background, a few steps before they are needed."""
 
 from __future__ import annotations
 
@@ -10,45 +10,50 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-Rows = Callable[[int, int], Tensor]  # step, part of the batch -> indices (n,)
-THREADS = 4  # reads at once: a disk is slow to answer one after the other
-STEPS = 3  # ahead: one slow read delays nothing
-POOL = ThreadPoolExecutor(THREADS, thread_name_prefix="gancli-data")  # of all data sets; it starts with its first work
-Reading = tuple[Tensor, list[Future[None]]]  # what will be full once all are done
+Indices = Callable[[int, int], Tensor]  # step, rank -> indices (n,)
+THREADS = 4  # reads at once, since a single read from a disk is slow
+STEPS = 3  # read in advance, so that one slow read delays nothing
+POOL = ThreadPoolExecutor(THREADS, thread_name_prefix="gancli-data")  # shared by all data sets; starts when first used
+PendingBatch = tuple[Tensor, list[Future[None]]]  # a tensor that is full when all futures are done
 
 
 class Prefetcher:
-    """`images[rows(step, part)]`, and in the background already those of the next steps; what comes out is the same.
+    """Returns `images[indices(step, rank)]`, and reads the next steps' images in the background meanwhile.
 
-    images: (N, ...) in memory or mapped. With CUDA the rows are pinned, so that their copy to the device does not wait.
+    images: (N, ...) in memory or memory-mapped. With CUDA the batch is pinned, so that its copy to the device does
+    not block.
     """
 
-    def __init__(self, images: Tensor, rows: Rows) -> None:
-        self.images, self.rows = images, rows
-        self.waiting: dict[tuple[int, int], Reading] = {}
-        self.last: dict[int, int] = {}  # step of each part
+    def __init__(self, images: Tensor, indices: Indices) -> None:
+        self.images, self.indices = images, indices
+        self.pending: dict[tuple[int, int], PendingBatch] = {}  # by (step, rank)
+        self.last_step: dict[int, int] = {}  # by rank
 
-    def __call__(self, step: int, part: int) -> Tensor:
-        """The rows of this step. Only who goes from step to step is read ahead for; a jump lets go what was begun."""
-        coming = range(step + 1, step + 1 + STEPS) if self.last.get(part) == step - 1 else range(0)
-        self.last[part] = step
-        batch, work = self.waiting.pop((step, part)) if (step, part) in self.waiting else self._begin(step, part)
-        self.waiting = {key: each for key, each in self.waiting.items() if key[1] != part or key[0] in coming}
-        for later in coming:
-            if (later, part) not in self.waiting:
-                self.waiting[later, part] = self._begin(later, part)
-        for each in work:
-            each.result()
+    def __call__(self, step: int, rank: int) -> Tensor:
+        """Returns the batch of this step.
+
+        Later steps are read in advance only when steps are consecutive; after a jump, pending batches are dropped.
+        """
+        consecutive = self.last_step.get(rank) == step - 1
+        upcoming = range(step + 1, step + 1 + STEPS) if consecutive else range(0)
+        self.last_step[rank] = step
+        batch, reads = self.pending.pop((step, rank)) if (step, rank) in self.pending else self._start(step, rank)
+        self.pending = {key: value for key, value in self.pending.items() if key[1] != rank or key[0] in upcoming}
+        for later in upcoming:
+            if (later, rank) not in self.pending:
+                self.pending[later, rank] = self._start(later, rank)
+        for read in reads:
+            read.result()
         return batch
 
-    def _begin(self, step: int, part: int) -> Reading:
-        rows = self.rows(step, part)
+    def _start(self, step: int, rank: int) -> PendingBatch:
+        indices = self.indices(step, rank)
         batch = torch.empty(
-            (len(rows), *self.images.shape[1:]), dtype=self.images.dtype, pin_memory=torch.cuda.is_available()
+            (len(indices), *self.images.shape[1:]), dtype=self.images.dtype, pin_memory=torch.cuda.is_available()
         )
-        # NumPy's copy takes one thread and lets the others run; torch's would start threads in each of ours.
-        pieces = zip(rows.chunk(THREADS), batch.chunk(THREADS), strict=True)
-        return batch, [POOL.submit(self._read, some.numpy(), into.numpy()) for some, into in pieces]
+        # NumPy copies in the calling thread and releases the GIL; torch would start threads in each of these threads.
+        chunks = zip(indices.chunk(THREADS), batch.chunk(THREADS), strict=True)
+        return batch, [POOL.submit(self._read, source.numpy(), target.numpy()) for source, target in chunks]
 
-    def _read(self, rows: NDArray[np.int64], into: NDArray[np.uint8]) -> None:
-        np.take(self.images.numpy(), rows, axis=0, out=into, mode="clip")  # which, unlike "raise", needs no buffer
+    def _read(self, indices: NDArray[np.int64], target: NDArray[np.uint8]) -> None:
+        np.take(self.images.numpy(), indices, axis=0, out=target, mode="clip")  # unlike "raise", it needs no buffer

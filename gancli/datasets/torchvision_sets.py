@@ -1,4 +1,4 @@
-"""The named data sets of torchvision. It is imported here only, and only when one of them is asked for."""
+"""The named data sets of torchvision, which is imported here only, when one of them is asked for."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _INFO = {
 
 
 class TorchvisionSet(ImageDataset):
-    """A named data set; its test part is the holdout.
+    """A named data set; its test part is held out.
 
-    root: folder of torchvision's data sets. download: fetch what is missing there. limit, flip: see `ImageDataset`.
-    Raises UserError, ValueError.
+    name: torchvision's. root: folder of torchvision's data sets. download: fetch what is missing there. limit, flip:
+    see `ImageDataset`. Raises SettingError, and UserError where files are missing.
     """
 
     @classmethod
@@ -48,13 +48,13 @@ class TorchvisionSet(ImageDataset):
         flip: bool = False,
     ) -> None:
         images, labels = load(name, root=root, download=download, train=True)
-        more, more_labels = load(name, root=root, download=download, train=False)
-        rows = torch.arange(len(images) + len(more))
+        test_images, test_labels = load(name, root=root, download=download, train=False)
+        indices = torch.arange(len(images) + len(test_images))
         super().__init__(
-            torch.cat([images, more]),
-            torch.cat([labels, more_labels]),
-            train=rows[: len(images)],
-            held=rows[len(images) :],
+            torch.cat([images, test_images]),
+            torch.cat([labels, test_labels]),
+            train_indices=indices[: len(images)],
+            holdout_indices=indices[len(images) :],
             num_classes=int(labels.max()) + 1,
             limit=limit,
             flip=flip,
@@ -62,37 +62,40 @@ class TorchvisionSet(ImageDataset):
 
 
 def load(name: str, *, root: str, download: bool, train: bool) -> tuple[Tensor, Tensor]:
-    """uint8 images (N, C, H, W) and int64 labels (N,). Raises UserError that says which files to put where."""
+    """Returns uint8 images (N, C, H, W) and int64 labels (N,) of one part.
+
+    Raises UserError that says which files to put where.
+    """
     from torchvision import datasets
 
     kind, folder = getattr(datasets, name), Path(root).expanduser()
     part: dict[str, Any] = {"split": "train" if train else "test"} if name == "SVHN" else {"train": train}
     try:
-        found = kind(folder, download=False, **part)
-    except Exception as missing:  # not there, or whatever a parser says of broken files
+        dataset = kind(folder, download=False, **part)
+    except Exception as missing:  # files are missing, or broken, for which parsers raise all sorts
         reason: Exception = missing
-        found = None
+        dataset = None
         if download:
             try:
-                found = kind(folder, download=True, **part)
-            except Exception as failed:  # whatever the network, the server or the disk said
+                dataset = kind(folder, download=True, **part)
+            except Exception as failed:  # of the network, the server or the disk
                 reason = failed
-        if found is None:
-            how = f"download failed: {reason}" if download else "dataset.download=false"
+        if dataset is None:
+            cause = f"download failed: {reason}" if download else "dataset.download=false"
             raise UserError(
-                f"dataset.root={root}: {name} is not there, and {str(how).splitlines()[0]}. Put these files there:\n  "
+                f"dataset.root={root}: {name} is not there, and {cause.splitlines()[0]}. Put these files there:\n  "
                 + "\n  ".join(files_of(kind, folder))
             ) from None
-    images, labels = torch.as_tensor(found.data), getattr(found, "labels", None)
+    images, labels = torch.as_tensor(dataset.data), getattr(dataset, "labels", None)
     if images.ndim == 3:
         images = images[:, None]
-    elif name != "SVHN":  # which alone keeps channels first
+    elif name != "SVHN":  # the only one with channels first
         images = images.permute(0, 3, 1, 2)
-    return images.contiguous(), torch.as_tensor(labels if labels is not None else found.targets, dtype=torch.int64)
+    return images.contiguous(), torch.as_tensor(labels if labels is not None else dataset.targets, dtype=torch.int64)
 
 
 def files_of(kind: Any, folder: Path) -> list[str]:
-    """The files that torchvision's class `kind` looks for under `folder`."""
+    """Returns the files that torchvision's class `kind` expects under `folder`."""
     folder = folder.absolute()
     if hasattr(kind, "resources"):
         return [f"{folder / kind.__name__ / 'raw' / name.removesuffix('.gz')}" for name, _ in kind.resources]

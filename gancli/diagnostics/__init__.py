@@ -1,1 +1,1 @@
-"""The theory, looked for in a run: what it says of this one, in numbers, a picture and a sentence."""
+"""Diagnostics: statements of the theory that are tested on a run, each with numbers, a figure and a sentence."""

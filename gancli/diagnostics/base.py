@@ -1,4 +1,4 @@
-"""What every diagnostic is given and what it hands back."""
+"""The input, the result and the base class of every diagnostic."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from gancli.game import eval_mode
 from gancli.randomness import seeded
 from gancli.reporting import image_grids
-from gancli.reporting.plots import drawn
+from gancli.reporting.plots import render
 from gancli.training.run_folder import RunFolder
 from gancli.training.trainer import Trainer
 
@@ -28,33 +28,39 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shown:
-    """What a diagnostic found. text: a sentence or two. numbers: by name; words where a number would say less."""
+class DiagnosticResult:
+    """The result of a diagnostic. text: one or two sentences. numbers: by name; some values are words."""
 
     text: str
     numbers: Mapping[str, float | str] = field(default_factory=dict)
     figure: Figure | None = None
 
 
-class Run:
-    """A run to look at: the trainer where it stands, and what it logged. Looking changes neither."""
+class TrainedRun:
+    """A run to diagnose: the trainer in its present state, and the run folder with the log.
+
+    Diagnostics change neither the trainer's state nor the log.
+    """
 
     def __init__(self, folder: RunFolder, trainer: Trainer) -> None:
         self.folder, self.trainer = folder, trainer
 
     @cached_property
     def rows(self) -> list[dict[str, float]]:
-        """Rows of metrics.jsonl, oldest first."""
+        """The rows of metrics.jsonl, oldest first."""
         return self.folder.read_metrics()
 
     def series(self, name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Images seen and the scalar `name`, (n,) each, where it was logged."""
-        known = [(row["images"], row[name]) for row in self.rows if name in row]
-        images, values = zip(*known, strict=True) if known else ((), ())
+        """Returns the images seen and the scalar `name`, (n,) each, of the n rows that have it."""
+        pairs = [(row["images"], row[name]) for row in self.rows if name in row]
+        images, values = zip(*pairs, strict=True) if pairs else ((), ())
         return np.array(images, dtype=np.float64), np.array(values, dtype=np.float64)
 
-    def real(self, count: int, *, held_out: bool = False) -> tuple[Tensor, Tensor | None]:
-        """At most `count` real samples (n, *shape), always the same, and labels where the players take them."""
+    def real_samples(self, count: int, *, held_out: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Returns at most `count` real samples (n, *shape), the same ones at every call, and their labels (n,).
+
+        The labels are None for an unconditional game.
+        """
         dataset = self.trainer.dataset
         if held_out:
             samples, labels = dataset.holdout(count)
@@ -64,53 +70,56 @@ class Run:
         return samples, labels if self.trainer.game.generator.num_classes else None
 
     def noise(self, count: int) -> Tensor:
-        """Noise (count, dim), always the same, on the run's device."""
+        """Returns noise (count, dim) on the run's device, the same at every call."""
         game = self.trainer.game
         return game.prior.sample(count, seeded(self.trainer.seed, "diagnostic")).to(game.stream.device)
 
 
 class Diagnostic(ABC):
-    """One statement of the theory, looked for in a run. title: of the picture."""
+    """Tests one statement of the theory on a run. title: of the log line."""
 
     title: str
 
     @abstractmethod
-    def suits(self, run: Run) -> bool:
-        """Whether it means anything for this run."""
+    def suits(self, run: TrainedRun) -> bool:
+        """Whether the diagnostic is defined for this run."""
 
     @abstractmethod
-    def __call__(self, run: Run) -> Shown:
-        """What it found."""
+    def __call__(self, run: TrainedRun) -> DiagnosticResult:
+        """Computes the result; called only for a run that it suits."""
 
 
-def diagnose(run: Run, diagnostics: Mapping[str, Diagnostic]) -> dict[str, Shown]:
-    """Those that suit the run: found, told, and kept in its folder and in TensorBoard. Raises OSError."""
-    found: dict[str, Shown] = {}
+def diagnose(run: TrainedRun, diagnostics: Mapping[str, Diagnostic]) -> dict[str, DiagnosticResult]:
+    """Runs those diagnostics that suit the run; logs the results and writes them to its folder and to TensorBoard.
+
+    Raises OSError.
+    """
+    results: dict[str, DiagnosticResult] = {}
     for name, diagnostic in diagnostics.items():
         if diagnostic.suits(run):
-            found[name] = diagnostic(run)
-            log.info("%s: %s", diagnostic.title, found[name].text)
-            _keep(run, name, found[name])
-    return found
+            results[name] = diagnostic(run)
+            log.info("%s: %s", diagnostic.title, results[name].text)
+            _write(run, name, results[name])
+    return results
 
 
-def _keep(run: Run, name: str, shown: Shown) -> None:
+def _write(run: TrainedRun, name: str, result: DiagnosticResult) -> None:
     from torch.utils.tensorboard import SummaryWriter
 
     images = run.trainer.images
-    about = {"text": shown.text, "images": images, "numbers": dict(shown.numbers)}
-    run.folder.write_diagnostic(name, about)
+    content = {"text": result.text, "images": images, "numbers": dict(result.numbers)}
+    run.folder.write_diagnostic(name, content)
     with SummaryWriter(str(run.folder.path), filename_suffix=f".{name}") as writer:
-        for key, value in shown.numbers.items():
+        for key, value in result.numbers.items():
             if not isinstance(value, str):
                 writer.add_scalar(f"theory/{name}/{key}", value, images)
-        if shown.figure is not None:
-            array = drawn(shown.figure)
+        if result.figure is not None:
+            array = render(result.figure)
             image_grids.write_png(run.folder.theory / f"{name}.png", array)
             writer.add_image(f"theory/{name}", array, images, dataformats="HWC")
 
 
-def frozen(network: torch.nn.Module, inputs: Tensor, *, batch: int = 4096) -> Tensor:
-    """The network's output on `inputs`, in evaluation mode and without gradients, on the CPU."""
+def evaluate_in_batches(network: torch.nn.Module, inputs: Tensor, *, batch_size: int = 4096) -> Tensor:
+    """Returns the network's output for `inputs` (n, …) as float32 on the CPU, in evaluation mode, without gradients."""
     with eval_mode(network):
-        return torch.cat([network(some).float().cpu() for some in inputs.split(batch)])
+        return torch.cat([network(batch).float().cpu() for batch in inputs.split(batch_size)])

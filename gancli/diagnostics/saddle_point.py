@@ -1,4 +1,4 @@
-"""Around the saddle point: where the game pulls and where it turns."""
+"""Diagnostics of the game's dynamics around its saddle point: attraction and rotation."""
 
 from __future__ import annotations
 
@@ -10,49 +10,50 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gancli.diagnostics.base import Diagnostic, Run, Shown
-from gancli.diagnostics.vector_field import NOISE, VectorField
-from gancli.errors import InvalidCheckpoint, SettingError
+from gancli.diagnostics.base import Diagnostic, DiagnosticResult, TrainedRun
+from gancli.diagnostics.vector_field import ROUNDING, VectorField
+from gancli.errors import InvalidCheckpoint, require_at_least
 from gancli.game import PLAYERS
 from gancli.networks.dirac import DiracDiscriminator, DiracGenerator
 from gancli.reporting.plots import BLUE, GREY, PALE, RED, figure
 from gancli.training.checkpoint import read
 
-_AVERAGED = 16_384  # samples whose mean the arrows show: all alike, but for what augmentation makes of them
-_NEAR = 0.1  # of the way between two checkpoints: at its end
+_ARROW_SAMPLES = 16_384  # in the batch of the drawn vector field: real samples are all equal, augmented ones are not
+_NEAR_END = 0.1  # largest distance to the end of the path that counts as "at the end", as a share of the path
 
 
 class PhasePlane(Diagnostic):
-    """The Dirac-GAN's way through the plane of its two parameters, on the game's vector field.
+    """The trajectory of the Dirac-GAN's two parameters on the vector field of the game; the equilibrium is (0, 0).
 
-    Mescheder et al., ICML 2018, figure 3; the equilibrium is (0, 0).
+    Mescheder et al., ICML 2018, figure 3.
     """
 
     title = "phase plane"
 
-    def suits(self, run: Run) -> bool:
+    def suits(self, run: TrainedRun) -> bool:
         game = run.trainer.game
         dirac = isinstance(game.generator, DiracGenerator) and isinstance(game.discriminator, DiracDiscriminator)
         return dirac and len(run.series("parameter/theta")[0]) > 0
 
-    def __call__(self, run: Run) -> Shown:
+    def __call__(self, run: TrainedRun) -> DiagnosticResult:
         _, theta = run.series("parameter/theta")
         _, psi = run.series("parameter/psi")
         distance = np.hypot(theta, psi)
-        few, half = max(1, len(distance) // 20), (len(distance) + 1) // 2
-        first, middle, last = (float(some.mean()) for some in (distance[:1], distance[:half][-few:], distance[-few:]))
+        window, half = max(1, len(distance) // 20), (len(distance) + 1) // 2
+        parts = distance[:1], distance[:half][-window:], distance[-window:]
+        first, middle, last = (float(part.mean()) for part in parts)
         steps = run.trainer.step
         numbers = {"distance_first": first, "distance_middle": middle, "distance_last": last, "steps": steps}
         text = f"distance to the equilibrium {first:.3g} at first, {last:.3g} at last, after {steps:,} steps"
         reach = 1.15 * float(np.abs([theta, psi]).max())
-        field = VectorField(run, count=_AVERAGED)
+        field = VectorField(run, count=_ARROW_SAMPLES)
         line = torch.linspace(-reach, reach, 17, dtype=torch.float64)
         arrows = []
         for point in torch.cartesian_prod(line, line):
-            field.move(point)
-            arrows.append(field.at_point().detach())
+            field.set_parameters(point)
+            arrows.append(field.evaluate().detach())
         u, v = torch.stack(arrows).view(17, 17, 2).unbind(2)
-        picture, (axis,) = figure(height=5.0)
+        plot, (axis,) = figure(height=5.0)
         axis.quiver(line, line, u.T, v.T, color=PALE, angles="xy")
         axis.plot(theta, psi, color=BLUE, linewidth=0.9)
         axis.plot(theta[:1], psi[:1], "o", color=BLUE, label="start")
@@ -60,140 +61,133 @@ class PhasePlane(Diagnostic):
         axis.plot([0], [0], "+", color="black", markersize=12, label="equilibrium")
         axis.set(xlabel="θ, of the generator", ylabel="ψ, of the discriminator", aspect="equal")
         axis.legend(frameon=False, loc="upper right")
-        return Shown(text=text, numbers=numbers, figure=picture)
+        return DiagnosticResult(text=text, numbers=numbers, figure=plot)
 
 
 class Eigenvalues(Diagnostic):
-    """Eigenvalues of the Jacobian of the game's vector field where the run stands.
+    """Eigenvalues of the Jacobian of the game's vector field at the present parameters.
 
-    A negative real part attracts, a positive one repels; an imaginary part turns, and with learning rate h a
-    simultaneous step converges only where |1 + h lambda| < 1 (Mescheder et al., NeurIPS 2017, section 3).
-    count: how many of a large game. samples: in the batch that it is played on.
+    A negative real part attracts, a positive one repels, an imaginary part rotates; with learning rate h a simultaneous
+    step converges only where |1 + h lambda| < 1 (Mescheder et al., NeurIPS 2017, section 3). count: eigenvalues of each
+    kind in a game of more than 400 parameters. samples: in the batch. Raises SettingError.
     """
 
     title = "eigenvalues of the game"
 
     def __init__(self, *, count: int = 12, samples: int = 256) -> None:
-        for name, value in {"count": count, "samples": samples}.items():
-            if value < 1:
-                raise SettingError(f"{name}={value}: at least 1")
+        require_at_least(1, count=count, samples=samples)
         self.count, self.samples = count, samples
 
-    def suits(self, run: Run) -> bool:
+    def suits(self, run: TrainedRun) -> bool:
         return True
 
-    def __call__(self, run: Run) -> Shown:
+    def __call__(self, run: TrainedRun) -> DiagnosticResult:
         field = VectorField(run, count=self.samples)
-        found, missing = field.eigenvalues(self.count)
-        text, numbers = pulled(found, missing=missing, of=field.size)
-        picture, (axis,) = figure()
+        values, missing = field.eigenvalues(self.count)
+        text, numbers = describe_eigenvalues(values, missing=missing, size=field.size)
+        plot, (axis,) = figure()
         axis.axvline(0, color=GREY, linewidth=0.8)
         axis.axhline(0, color=GREY, linewidth=0.8)
-        axis.plot(found.real, found.imag, "o", color=BLUE, markersize=4)
-        axis.set(xlabel="real part: attraction on the left", ylabel="imaginary part: rotation")
-        return Shown(text=text, numbers=numbers, figure=picture)
+        axis.plot(values.real, values.imag, "o", color=BLUE, markersize=4)
+        axis.set(xlabel="real part (negative: attraction)", ylabel="imaginary part (rotation)")
+        return DiagnosticResult(text=text, numbers=numbers, figure=plot)
 
 
 class PathAngle(Diagnostic):
-    """The angle between the vector field and the straight way from an old checkpoint to the newest one.
+    """The angle between the vector field and the straight path from the oldest checkpoint to the newest one.
 
-    c(a) = cos(w' - w, v(w + a (w' - w))), a from 0 to 1.5 (Berard et al., ICLR 2020, section 4.1). A change of
-    sign at 1 is attraction, a bump there rotation. samples: in the batch. points: along the way, at least 16, so
-    that some are near the end.
+    c(a) = cos(w' - w, v(w + a (w' - w))) for a from 0 to 1.5 (Berard et al., ICLR 2020, section 4.1). A change of sign
+    at a = 1 shows attraction, a bump there rotation. samples: in the batch. points: along the path, at least 16, so
+    that several are near its end. Raises SettingError.
     """
 
     title = "path angle"
 
     def __init__(self, *, samples: int = 256, points: int = 31) -> None:
-        for name, value, least in (("samples", samples, 3), ("points", points, 16)):
-            if value < least:
-                raise SettingError(f"{name}={value}: at least {least}")
+        require_at_least(3, samples=samples)
+        require_at_least(16, points=points)
         self.samples, self.points = samples, points
 
-    def suits(self, run: Run) -> bool:
-        return len(_segment(run)) == 2
+    def suits(self, run: TrainedRun) -> bool:
+        return len(run.trainer.checkpoints.files()) > 1
 
-    def __call__(self, run: Run) -> Shown:
+    def __call__(self, run: TrainedRun) -> DiagnosticResult:
         field = VectorField(run, count=self.samples)
-        old, new = (_point(file, field) for file in _segment(run))
-        way = new - old
+        files = run.trainer.checkpoints.files()
+        old, new = (_load_parameters(file, field) for file in (files[0], files[-1]))
+        direction = new - old
         share = torch.linspace(0, 1.5, self.points, dtype=torch.float64)
         cosines, norms = [], []
         for a in share:
-            field.move(old + a * way)
-            v = field.at_point().detach()
-            cosines.append(float(torch.cosine_similarity(v, way, dim=0, eps=1e-30)))
+            field.set_parameters(old + a * direction)
+            v = field.evaluate().detach()
+            cosines.append(float(torch.cosine_similarity(v, direction, dim=0, eps=1e-30)))
             norms.append(float(v.norm()))
         text, numbers = describe_path_angle(share.numpy(), np.array(cosines))
-        picture, (angle, norm) = figure(2)
+        plot, (angle, norm) = figure(2)
         for axis, values, title in ((angle, cosines, "cosine"), (norm, norms, "norm of the field")):
             axis.plot(share, values, color=BLUE)
             axis.axvline(1, color=RED, linestyle="--", linewidth=0.9)
-            axis.set(title=title, xlabel="share of the way; 1 is the newest checkpoint")
+            axis.set(title=title, xlabel="share of the path; 1 is the newest checkpoint")
         angle.axhline(0, color=GREY, linewidth=0.8)
-        return Shown(text=text, numbers=numbers, figure=picture)
+        return DiagnosticResult(text=text, numbers=numbers, figure=plot)
 
 
-def pulled(found: NDArray[np.complex128], *, missing: int, of: int) -> tuple[str, dict[str, float]]:
-    """What eigenvalues (n,), the largest first, say of attraction and rotation, in words and in numbers.
+def describe_eigenvalues(values: NDArray[np.complex128], *, missing: int, size: int) -> tuple[str, dict[str, float]]:
+    """Returns a sentence and numbers on attraction and rotation. values: eigenvalues (n,), the largest first.
 
-    missing: of those asked for, how many were not found. of: how many there are.
+    missing: how many eigenvalues were looked for but not found. size: how many the Jacobian has.
     """
-    numbers: dict[str, float] = {"found": len(found), "missing": missing}
-    if not len(found):
-        return f"of {of:,} eigenvalues the iteration found none", numbers
-    noise = NOISE * float(np.abs(found[0]))
-    known = found[np.abs(found) > noise]
-    repelling, turning = float(found.real.max()), float(np.abs(found.imag).max())
-    turn = float(np.max(np.abs(known.imag) / np.abs(known), initial=0.0))
-    numbers |= {"largest_real": repelling, "largest_imaginary": turning, "largest_turn": turn}
+    numbers: dict[str, float] = {"found": len(values), "missing": missing}
+    if not len(values):
+        return f"of {size:,} eigenvalues the iteration found none", numbers
+    tolerance = ROUNDING * float(np.abs(values[0]))
+    nonzero = values[np.abs(values) > tolerance]
+    real, imaginary = float(values.real.max()), float(np.abs(values.imag).max())
+    turn = float(np.max(np.abs(nonzero.imag) / np.abs(nonzero), initial=0.0))
+    numbers |= {"largest_real": real, "largest_imaginary": imaginary, "largest_turn": turn}
     text = (
-        f"of {len(found)} of {of:,} eigenvalues the largest real part is {repelling:.3g} "
-        f"({'something repels' if repelling > noise else 'nothing repels'}) and the largest imaginary part "
-        f"{turning:.3g} ({'the game turns' if turn > 0.5 else 'it pulls more than it turns'})"
+        f"of {len(values)} of {size:,} eigenvalues the largest real part is {real:.3g} "
+        f"({'some direction repels' if real > tolerance else 'no direction repels'}) and the largest imaginary part "
+        f"{imaginary:.3g} ({'rotation dominates' if turn > 0.5 else 'attraction or repulsion dominates'})"
     )
     return text + (f"; {missing} more were not found" if missing else ""), numbers
 
 
 def describe_path_angle(share: NDArray[np.float64], cosines: NDArray[np.float64]) -> tuple[str, dict[str, float]]:
-    """What cosines (n,) at `share` (n,) of the way say of its end, at 1, in words and in numbers.
+    """Returns a sentence and numbers on the end of the path, from the cosines (n,) at `share` (n,) of its length.
 
-    "change" is the place nearest to 1 where the sign changes, and missing where it never does. "bump" is how far the
-    cosine leaves the range between its first and its last value, near 1.
+    "change" is the place nearest to 1 where the sign changes; it is missing where the sign never does. "bump" is how
+    far the cosine near 1 leaves the range between its first and its last value.
     """
     before, after = float(cosines[0]), float(cosines[-1])
-    near = cosines[np.abs(share - 1) < _NEAR + 1e-9]
-    bump = max(float(near.max()) - max(before, after), min(before, after) - float(near.min()), 0.0)
+    near_end = cosines[np.abs(share - 1) < _NEAR_END + 1e-9]
+    bump = max(float(near_end.max()) - max(before, after), min(before, after) - float(near_end.min()), 0.0)
     numbers = {"cosine_before": before, "cosine_after": after, "bump": bump}
     a, c = share[cosines != 0], cosines[cosines != 0]
     changes = np.flatnonzero(c[:-1] * c[1:] < 0)
     text = f"the cosine goes from {before:.2f} to {after:.2f} past the end: "
     if not len(changes):
-        text += "its sign stays, so the end does not attract"
+        text += "its sign does not change, so the end does not attract"
     else:
         places = a[changes] - c[changes] * (a[changes + 1] - a[changes]) / (c[changes + 1] - c[changes])
         nearest = int(np.abs(places - 1).argmin())
         numbers["change"] = place = float(places[nearest])
-        if abs(place - 1) > _NEAR:
-            text += f"its sign changes at {place:.2f} of the way, not at the end, which is no equilibrium"
+        if abs(place - 1) > _NEAR_END:
+            text += f"its sign changes at {place:.2f} of the path, not at the end, which is no equilibrium"
         elif c[changes[nearest]] > 0:
-            text += "its sign changes at the end, which attracts along this way"
+            text += "its sign changes at the end, which attracts along this path"
         else:
-            text += "its sign changes at the end from minus to plus, so the end repels along this way"
-    return text + (f"; a bump of {bump:.2f} there tells of rotation" if bump > 0.1 else ""), numbers
+            text += "its sign changes at the end from minus to plus, so the end repels along this path"
+    return text + (f"; a bump of {bump:.2f} there shows rotation" if bump > 0.1 else ""), numbers
 
 
-def _segment(run: Run) -> list[Path]:
-    """The oldest checkpoint that is there and the newest."""
-    files = run.trainer.checkpoints.files()
-    return [files[0], files[-1]] if len(files) > 1 else []
-
-
-def _point(file: Path, field: VectorField) -> Tensor:
+def _load_parameters(file: Path, field: VectorField) -> Tensor:
+    """Loads a checkpoint into the field's networks and returns the parameters (n,). Raises OSError."""
     try:
         state: dict[str, Any] = read(file)
     except InvalidCheckpoint as error:
         raise OSError(f"{file} {error}") from None
     for player in PLAYERS:
         field.game.network(player).load_state_dict(state[player])
-    return field.point()
+    return field.parameters()

@@ -43,6 +43,9 @@ class ProcessGroup:
         self._store = store
         self._shared_error: Exception | None = None
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> ProcessGroup:
+        return self  # a copy of a network, such as the average of the generator, has the same peers
+
     def all_reduce_mean_(self, tensors: Sequence[Tensor]) -> None:
         """Replaces each tensor by its mean over the processes, with one message per dtype."""
         if self.world_size == 1:

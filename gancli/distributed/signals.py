@@ -44,7 +44,7 @@ class Signals:
 
     @contextmanager
     def listening(self, *, to_stop: bool = True) -> Iterator[Signals]:
-        """Receives signals that ask to save, and with `to_stop` those that ask to stop; others keep their usual effect."""
+        """Receives signals that ask to save, and with `to_stop` also those that ask to stop, in this context."""
         new = {
             number: signal.signal(number, self._receive)
             for number in (signal.SIGINT, signal.SIGTERM, *REQUEUE)

@@ -1,1 +1,1 @@
-"""What a set of samples is worth: one file per family of metrics, all behind the contract in `base`."""
+"""Metrics of generated samples: one file per family, all behind the contract in `base`."""

@@ -1,4 +1,4 @@
-"""What every metric is given, and what it gives back."""
+"""What every metric is given and what it returns."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from gancli.atomic_files import read_cached_tensors, write_cached_tensors
-from gancli.datasets.base import Dataset, subset
-from gancli.errors import SettingError
+from gancli.datasets.base import Dataset, Split, subset
+from gancli.errors import UserError
 
 if TYPE_CHECKING:
     from gancli.metrics.features import Features
@@ -22,10 +22,10 @@ Better = Literal["lower", "higher"]
 
 
 class Samples:
-    """Samples of one origin, with what an extractor says of them, computed once.
+    """Samples from one source with their features, which are computed once, at the first use.
 
-    data: uint8 images (N, C, H, W) or float32 points (N, dims). labels: int64 (N,) or None.
-    cache: folder in which the extractor's answer is kept by the content of `data`, or None.
+    data: uint8 images (N, C, H, W) or float32 points (N, dims). labels: int64 (N,) or None. features: the extractor,
+    None for points. cache: folder in which features are kept by the content of `data`, or None.
     """
 
     def __init__(
@@ -43,24 +43,24 @@ class Samples:
 
     @cached_property
     def hash(self) -> str:
-        """Of the content, whatever the samples are called and wherever they came from."""
+        """Returns a hash of the content of `data` alone."""
         return digest(self.data)
 
     @property
     def features(self) -> Tensor:
-        """float32 (N, F) on the CPU."""
+        """Returns the features, float32 (N, F) on the CPU."""
         return self._extracted["features"]
 
     @property
     def logits(self) -> Tensor:
-        """float32 (N, K) on the CPU. Raises ValueError where the extractor is no classifier."""
+        """Returns the class logits, float32 (N, K) on the CPU. Raises UserError where the extractor has none."""
         if "logits" not in self._extracted:
             assert self.extractor is not None
-            raise SettingError(f"features={self.extractor.name}: they name no classes; use metric/features=classifier")
+            raise UserError(f"metric/features: {self.extractor.name} has no classes; use metric/features=classifier")
         return self._extracted["logits"]
 
-    def take(self, count: int) -> Tensor:
-        """Features of at most `count` samples, always the same: (n, F)."""
+    def feature_subset(self, count: int) -> Tensor:
+        """Returns the features of at most `count` samples, always the same ones: (n, F)."""
         return self.features[subset(len(self), count)]
 
     @cached_property
@@ -70,36 +70,45 @@ class Samples:
         if self.cache is None:
             return self.extractor(self.data)
         file = self.cache / f"features-{self.hash}-{self.extractor.hash}.pt"
-        found = read_cached_tensors(file)
-        if found is None:
-            found = self.extractor(self.data)
-            write_cached_tensors(file, found)
-        return found
+        extracted = read_cached_tensors(file)
+        if extracted is None:
+            extracted = self.extractor(self.data)
+            write_cached_tensors(file, extracted)
+        return extracted
 
 
 class Metric(ABC):
-    """Numbers for generated samples, beside real ones.
+    """Computes numbers for generated samples, most of them in comparison with real ones.
 
-    values: name of each number -> which direction is better; the first one speaks for the metric.
-    also: patterns of the names of numbers that only some data have.
-    needs_labels: only for a generator that was trained with labels.
+    needs_labels: whether it is only for a generator that takes class labels.
     """
 
-    values: ClassVar[dict[str, Better]]
-    also: ClassVar[tuple[str, ...]] = ()
     needs_labels: ClassVar[bool] = False
 
+    @abstractmethod
+    def names(self, features: Features | None) -> dict[str, Better]:
+        """Returns the name of each number in these features (None for points) and which direction is better.
+
+        The first number is the metric's main one and ranks checkpoints. A name with `*` is a pattern for numbers of
+        which there are as many as the data has classes.
+        """
+
     def suits(self, dataset: Dataset, features: Features | None) -> bool:
-        """Whether it means something for samples of `dataset`; any images, where nothing else is said."""
+        """Whether the metric is defined for samples of `dataset` in `features`; by default, for all images."""
         return features is not None
 
     @abstractmethod
     def __call__(self, generated: Samples, real: Samples, dataset: Dataset) -> dict[str, float]:
-        """The numbers. dataset: where `real` comes from. What is drawn is always drawn alike."""
+        """Returns the numbers by name, the same at every call. dataset: the source of `real`."""
+
+
+def reference_samples(dataset: Dataset, split: Split, count: int, *, like: Samples) -> Samples:
+    """Returns at most `count` real samples of a part of `dataset`, with the extractor and cache of `like`."""
+    return Samples(*dataset.reference(split, count), features=like.extractor, cache=like.cache)
 
 
 def digest(*tensors: Tensor) -> str:
-    """A short hash of shapes, types and contents."""
+    """Returns a short hash of shapes, types and contents."""
     state = hashlib.blake2b(digest_size=8)
     for tensor in tensors:
         state.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())

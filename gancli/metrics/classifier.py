@@ -1,10 +1,11 @@
-"""A small classifier of a labelled data set: features that work offline and know what the classes are."""
+"""A small classifier of a labelled data set: features that need no download, and the data set's own classes."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,23 +13,23 @@ from torch.nn.functional import cross_entropy
 
 from gancli.atomic_files import read_cached_tensors, write_cached_tensors
 from gancli.datasets.base import Dataset, epoch_indices, to_unit
-from gancli.errors import SettingError, UserError
+from gancli.errors import UserError, require_at_least
 from gancli.metrics.base import digest
 from gancli.metrics.features import Features
 from gancli.randomness import seeded
 
 log = logging.getLogger(__name__)
-_BATCH = 128
-_MOST = 300_000  # images of either part that are taken into memory
+_BATCH_SIZE = 128
+_MAX_IMAGES = 300_000  # of the training part and of the held-out part that are read into memory
 
 
 class Classifier(Features):
-    """Trained once on the data set's own labels and kept with its accuracy on the held-out part.
+    """A classifier that is trained once on the data set's labels and kept with its accuracy on the held-out part.
 
-    features: the `width` values before its last layer, after ReLU, unnormalised. images: training images
-    seen, in at most `epochs` passes. cache: folder for its weights, which are found again by the content
-    of the training data. Images with more channels than those it was trained on are classified a few
-    channels at a time (stacked MNIST: by the digits of MNIST). Raises UserError.
+    Its features are the `width` values before its last layer, after ReLU, not normalised. images: training images
+    that it sees, in at most `epochs` passes. cache: folder for its weights, which are found again by the content of
+    the training data. Images with more channels than those it was trained on are classified a few channels at a time
+    (stacked MNIST: by the digits of MNIST). Raises SettingError, and UserError for data without labels.
     """
 
     name = "classifier"
@@ -44,38 +45,43 @@ class Classifier(Features):
         epochs: int = 60,
         cache: str = "~/.cache/gancli",
     ) -> None:
-        for name, value in {"width": width, "images": images, "epochs": epochs}.items():
-            if value < 1:
-                raise SettingError(f"{name}={value}: at least 1")
+        self.check_settings(width=width, images=images, epochs=epochs)
         if not dataset.num_classes:
             raise UserError("metric/features=classifier: the data set has no labels; use metric/features=random")
-        pictures, labels = dataset.labelled("train", _MOST)
+        train_images, labels = dataset.labelled("train", _MAX_IMAGES)
         classes = int(labels.max()) + 1
-        self.device, self.channels = device, pictures.shape[1]
-        steps = min(images, epochs * len(pictures)) // _BATCH
-        key = digest(pictures, labels, torch.tensor([width, steps]))
+        self.device, self.channels = device, train_images.shape[1]
+        steps = min(images, epochs * len(train_images)) // _BATCH_SIZE
+        key = digest(train_images, labels, torch.tensor([width, steps]))
         file = Path(cache).expanduser() / f"classifier-{key}.pt"
         saved = read_cached_tensors(file)
-        with torch.random.fork_rng(devices=[]):  # whoever asks for a number must not change a training beside it
+        with torch.random.fork_rng(devices=[]):  # building an extractor must not change a training in this process
             torch.default_generator.manual_seed(0)
-            self.network = network(pictures.shape[1:], classes, width).to(device)
+            self.network = network(train_images.shape[1:], classes, width).to(device)
         if saved is None:
-            log.info("a classifier for the metrics is trained once: %s images", f"{steps * _BATCH:,}")
-            train(self.network, pictures, labels, steps=steps)
+            log.info("training a classifier for the metrics, once: %s images", f"{steps * _BATCH_SIZE:,}")
+            train(self.network, train_images, labels, steps=steps)
         else:
             self.network.load_state_dict(saved["network"])
         self.network.eval().requires_grad_(False)
         if saved is None:
             weights = {name: value.cpu() for name, value in self.network.state_dict().items()}
-            saved = {"network": weights, "accuracy": self._accuracy(*dataset.labelled("holdout", _MOST))}
+            saved = {"network": weights, "accuracy": self._accuracy(*dataset.labelled("holdout", _MAX_IMAGES))}
             write_cached_tensors(file, saved)
-            log.info("its accuracy on the held-out part: %.2f %% (%s)", 100 * saved["accuracy"], file)
+            log.info("the classifier's accuracy on the held-out part: %.2f %% (%s)", 100 * saved["accuracy"], file)
         self.accuracy = float(saved["accuracy"])
         self.hash = digest(*self.network.state_dict().values())
 
+    @staticmethod
+    def check_settings(
+        *, width: int | None = None, images: int | None = None, epochs: int | None = None, **_: Any
+    ) -> None:
+        """Raises SettingError for values that are wrong whatever the data."""
+        require_at_least(1, width=width, images=images, epochs=epochs)
+
     def extract(self, images: Tensor) -> dict[str, Tensor]:
-        apart = images.to(self.device).reshape(-1, self.channels, *images.shape[2:])
-        features = self.network[:-1](to_unit(apart))
+        separate = images.to(self.device).reshape(-1, self.channels, *images.shape[2:])
+        features = self.network[:-1](to_unit(separate))
         logits = self.network[-1](features)
         return {"features": features.view(len(images), -1), "logits": logits.view(len(images), -1)}
 
@@ -97,17 +103,17 @@ def network(shape: Sequence[int], classes: int, width: int) -> nn.Sequential:
 
 
 def train(classifier: nn.Sequential, images: Tensor, labels: Tensor, *, steps: int) -> None:
-    """Adam with a decaying step on images moved about by up to a fourteenth of their side, at least a pixel."""
+    """Trains by Adam with a decaying step on images shifted by up to a fourteenth of their side, at least a pixel."""
     device = next(classifier.parameters()).device
     reach = max(1, min(images.shape[2:]) // 14)
     optimizer = torch.optim.Adam(classifier.parameters(), lr=2e-3, fused=True)
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = 2e-3 * (1 - step / steps)
-        rows = epoch_indices(len(images), step * _BATCH, _BATCH, seed=0)
-        batch, wanted = to_unit(images[rows].to(device)), labels[rows].to(device)
-        moves = torch.randint(-reach, reach + 1, (2,), generator=seeded("shift", step)).tolist()
-        loss = cross_entropy(classifier(batch.roll(moves, (2, 3))), wanted)
+        rows = epoch_indices(len(images), step * _BATCH_SIZE, _BATCH_SIZE, seed=0)
+        batch, targets = to_unit(images[rows].to(device)), labels[rows].to(device)
+        shifts = torch.randint(-reach, reach + 1, (2,), generator=seeded("shift", step)).tolist()
+        loss = cross_entropy(classifier(batch.roll(shifts, (2, 3))), targets)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -1,4 +1,4 @@
-"""Feature extractors: images to vectors among which distances mean something."""
+"""Feature extractors: from images to vectors between which distances are meaningful."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 import zipfile
 from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,14 +17,16 @@ from gancli.metrics.base import digest
 from gancli.randomness import seeded
 
 log = logging.getLogger(__name__)
-_BATCH = 250
+INCEPTION = "inception-v3-compat"  # the extractor in which published values of FID, KID and Inception score are
+_SHORT_NAMES = {INCEPTION: "inception", "dinov2-vit-b-14": "dinov2", "clip-vit-b-32": "clip"}
+_BATCH_SIZE = 250
 
 
 class Features(ABC):
-    """name, hash: of the extractor with its weights. resize: what it does to the size of images.
+    """A feature extractor. name, hash: of the extractor and of its weights. resize: how it changes the size of images.
 
-    accuracy: of a classifier of this data set's own classes, on held-out images; None for others.
-    names_classes: whether it gives logits.
+    accuracy: on held-out images, of a classifier of this data set's own classes; None for other extractors.
+    names_classes: whether it returns class logits.
     """
 
     name: str
@@ -32,33 +35,38 @@ class Features(ABC):
     accuracy: float | None = None
     names_classes: bool = False
 
+    @property
+    def short_name(self) -> str:
+        """Returns what stands for the extractor in the names of numbers, such as `random` in `fd_random`."""
+        return _SHORT_NAMES.get(self.name, self.name.replace("-", "_"))
+
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        """uint8 (N, C, H, W) to float32 "features" (N, F) and, from a classifier, "logits" (N, K); on the CPU."""
+        """Maps uint8 (N, C, H, W) to float32 on the CPU: "features" (N, F) and, from a classifier, "logits" (N, K)."""
         parts: dict[str, list[Tensor]] = {}
         with torch.inference_mode():
-            for batch in images.split(_BATCH):
+            for batch in images.split(_BATCH_SIZE):
                 for name, value in self.extract(batch).items():
                     parts.setdefault(name, []).append(value.float().cpu())
         return {name: torch.cat(values).clone() for name, values in parts.items()}
 
     @abstractmethod
     def extract(self, images: Tensor) -> dict[str, Tensor]:
-        """One batch."""
+        """Does the same for one batch, on any device."""
 
 
 class Random(Features):
-    """A fixed random convolutional network: no weights to fetch, no labels, any images.
+    """A fixed random convolutional network, which needs no weights and no labels.
 
-    Its distances tell good samples from bad ones of the same data set (Naeem et al., ICML 2020, section
-    4 use random embeddings likewise); they compare with nothing else. width: of the features.
+    Distances in its features tell good samples of a data set from bad ones (Naeem et al., ICML 2020, section 4, use
+    random embeddings likewise) and compare with numbers of no other extractor. width: number of features, a multiple
+    of 4. Raises SettingError.
     """
 
     name = "random"
 
     def __init__(self, dataset: Dataset, *, device: torch.device, width: int = 128, seed: int = 0) -> None:
-        if width < 4 or width % 4:
-            raise SettingError(f"width={width}: a multiple of 4, for the quarters of an image")
-        with torch.random.fork_rng(devices=[]):  # its layers draw weights, which are not the ones
+        self.check_settings(width=width)
+        with torch.random.fork_rng(devices=[]):  # the layers draw initial weights, which are replaced below
             self.network = _random_network(dataset.shape, width)
         rng = seeded("random features", seed)
         with torch.no_grad():
@@ -71,11 +79,18 @@ class Random(Features):
         self.device = device
         self.hash = digest(*self.network.state_dict().values())
 
+    @staticmethod
+    def check_settings(*, width: int | None = None, **_: Any) -> None:
+        """Raises SettingError for values that are wrong whatever the data."""
+        if width is not None and (width < 4 or width % 4):
+            raise SettingError(f"width={width}: a multiple of 4, for the quarters of an image")
+
     def extract(self, images: Tensor) -> dict[str, Tensor]:
         return {"features": self.network(to_unit(images.to(self.device)))}
 
 
 def _random_network(shape: tuple[int, ...], width: int) -> nn.Sequential:
+    """Images (B, *shape) to (B, width): width / 4 channels, averaged over each quarter of the image."""
     channels, height, side = shape
     layers: list[nn.Module] = []
     before, after, smaller = channels, 32, min(height, side)
@@ -92,8 +107,8 @@ class Auto(Features):
     def __init__(self, dataset: Dataset, *, device: torch.device, cache: str = "~/.cache/gancli") -> None:
         from gancli.metrics.classifier import Classifier
 
-        chosen = Classifier(dataset, device=device, cache=cache) if dataset.num_classes else None
-        self.chosen: Features = chosen or Random(dataset, device=device)
+        labelled = dataset.num_classes > 0
+        self.chosen = Classifier(dataset, device=device, cache=cache) if labelled else Random(dataset, device=device)
         self.name, self.hash, self.accuracy = self.chosen.name, self.chosen.hash, self.chosen.accuracy
         self.names_classes = self.chosen.names_classes
 
@@ -102,41 +117,33 @@ class Auto(Features):
 
 
 class Registered(Features):
-    """An extractor of torch-fidelity's registry, such as inception-v3-compat; its weights are never downloaded.
+    """An extractor of torch-fidelity's registry, such as inception-v3-compat. Its weights are never downloaded.
 
-    extractor: the registered name. file: what its weights are called in torch hub's folder `checkpoints`.
-    weights: their path, or None for that folder. Raises UserError that says which file to put where.
+    extractor: the registered name. file: the name of its weights in torch hub's folder `checkpoints`. weights: their
+    path, or None for that folder. Raises SettingError, and FeaturesUnavailable that says which file to put where.
     """
 
     def __init__(
-        self,
-        dataset: Dataset,
-        *,
-        device: torch.device,
-        extractor: str = "inception-v3-compat",
-        file: str = "weights-inception-2015-12-05-6726825d.pth",
-        weights: str | None = None,
+        self, dataset: Dataset, *, device: torch.device, extractor: str, file: str, weights: str | None = None
     ) -> None:
         from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
-        if extractor not in FEATURE_EXTRACTORS_REGISTRY:
-            known = ", ".join(sorted(FEATURE_EXTRACTORS_REGISTRY))
-            raise SettingError(f"extractor={extractor}: torch-fidelity knows {known}")
+        self.check_settings(extractor=extractor)
         if dataset.shape[0] not in (1, 3):
             raise SettingError(f"extractor={extractor}: takes grey or RGB images, not {dataset.shape[0]} channels")
         kind = FEATURE_EXTRACTORS_REGISTRY[extractor]
-        path = self._found(extractor, file, weights)
-        layers = {use: kind.get_default_feature_layer_for_metric(use) for use in ("fid", "isc")}
-        self.order = list(dict.fromkeys(layers.values()))
+        path = self._find_weights(extractor, file, weights)
+        layers = {metric: kind.get_default_feature_layer_for_metric(metric) for metric in ("fid", "isc")}
+        self.layers = list(dict.fromkeys(layers.values()))
         # torch-fidelity finds files of torch hub by itself, and some of its classes take no path.
         given = {} if weights is None else {"feature_extractor_weights_path": str(path)}
-        with torch.random.fork_rng(devices=[]):  # its layers draw weights before they are given some
+        with torch.random.fork_rng(devices=[]):  # the layers draw initial weights, which are replaced
             try:
-                self.network = kind(extractor, self.order, verbose=False, **given).to(device)
-            except Exception as error:  # whatever it says of weights that are not its own, or of code that it lacks
+                self.network = kind(extractor, self.layers, verbose=False, **given).to(device)
+            except Exception as error:  # torch-fidelity raises all sorts for foreign weights and for missing code
                 raise FeaturesUnavailable(
-                    f"metric.features.weights={weights}: torch-fidelity cannot make {extractor} of {path}: "
-                    f"{str(error).partition(chr(10))[0]}; metric/features=random needs none"
+                    f"metric.features.weights={weights}: torch-fidelity cannot build {extractor} from {path}: "
+                    f"{str(error).partition(chr(10))[0]}; metric/features=random needs no weights"
                 ) from None
         self.features_layer, self.logits_layer = layers["fid"], layers["isc"]
         self.names_classes = self.features_layer != self.logits_layer
@@ -145,15 +152,24 @@ class Registered(Features):
         self.resize = "as torch-fidelity's: bilinear of TensorFlow 1"
 
     @staticmethod
-    def _found(extractor: str, file: str, weights: str | None) -> Path:
+    def check_settings(*, extractor: str, **_: Any) -> None:
+        """Raises SettingError for an extractor that torch-fidelity does not have."""
+        from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
+
+        if extractor not in FEATURE_EXTRACTORS_REGISTRY:
+            choices = ", ".join(sorted(FEATURE_EXTRACTORS_REGISTRY))
+            raise SettingError(f"extractor={extractor}: torch-fidelity has {choices}")
+
+    @staticmethod
+    def _find_weights(extractor: str, file: str, weights: str | None) -> Path:
         path = Path(torch.hub.get_dir()) / "checkpoints" / file if weights is None else Path(weights).expanduser()
         if not path.is_file():
             raise FeaturesUnavailable(
                 f"metric.features.weights={weights}: no weights of {extractor}; put {file} into {path.parent}, "
                 f"or give the path of the file; metric/features=classifier and metric/features=random need none"
             )
-        try:  # torch-fidelity itself would run whatever a pickle asks for
-            if not _is_torchscript(path):  # whose programs are not Python's
+        try:  # torch-fidelity itself would unpickle the file and run any code in it
+            if not _is_torchscript(path):  # which holds no Python code
                 torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
             raise FeaturesUnavailable(
@@ -163,16 +179,16 @@ class Registered(Features):
         return path
 
     def extract(self, images: Tensor) -> dict[str, Tensor]:
-        colour = images.expand(-1, 3, -1, -1).contiguous() if images.shape[1] == 1 else images
-        values = dict(zip(self.order, self.network(colour.to(self.device)), strict=True))
-        found = {"features": values[self.features_layer]}
+        rgb = images.expand(-1, 3, -1, -1).contiguous() if images.shape[1] == 1 else images
+        values = dict(zip(self.layers, self.network(rgb.to(self.device)), strict=True))
+        extracted = {"features": values[self.features_layer]}
         if self.names_classes:
-            found["logits"] = values[self.logits_layer]
-        return found
+            extracted["logits"] = values[self.logits_layer]
+        return extracted
 
 
 def _is_torchscript(path: Path) -> bool:
-    """Decided as torch does: by an entry in the folder that the archive's first entry lies in."""
+    """Decides as torch does: by an entry in the folder that the archive's first entry lies in."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:

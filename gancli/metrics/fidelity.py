@@ -1,83 +1,110 @@
-"""The field's standard metrics, computed by torch-fidelity (Obukhov et al.) from any extractor's features."""
+"""The standard metrics, computed by torch-fidelity (Obukhov et al., 2020) from any extractor's features.
+
+A number is called FID, KID or Inception score only where the features are Inception's, as in publications.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import ClassVar
 
-import torch
+from torch import Tensor
 
 from gancli.datasets.base import Dataset
-from gancli.errors import SettingError
+from gancli.errors import require_at_least
 from gancli.metrics.base import Better, Metric, Samples
-from gancli.metrics.features import Features
+from gancli.metrics.features import INCEPTION, Features
+
+
+def _name(features: Features | None, in_inception: str, prefix: str) -> str:
+    """Returns the name of a number: `in_inception` in Inception's features, else the prefix and the extractor."""
+    assert features is not None
+    return in_inception if features.name == INCEPTION else f"{prefix}_{features.short_name}"
 
 
 class FID(Metric):
-    """Fréchet distance between Gaussians fitted to the features (Heusel et al., NeurIPS 2017, eq. 6)."""
+    """Fréchet distance between Gaussians fitted to the features (Heusel et al., NeurIPS 2017, eq. 6).
 
-    values: ClassVar[dict[str, Better]] = {"fid": "lower"}
+    Its number is `fid` in Inception's features, else `fd_random`, `fd_classifier`, `fd_dinov2`, `fd_clip`.
+    """
+
+    def names(self, features: Features | None) -> dict[str, Better]:
+        return {_name(features, "fid", "fd"): "lower"}
 
     def __call__(self, generated: Samples, real: Samples, dataset: Dataset) -> dict[str, float]:
-        return {"fid": frechet(generated.features, real.features)}
+        (name,) = self.names(generated.extractor)
+        return {name: frechet_distance(generated.features, real.features)}
 
 
 class FIDPerClass(Metric):
-    """FID within each class, and the mean of them; for runs that were trained with labels."""
+    """Fréchet distance within each class, and the mean over classes; for a generator that takes labels.
 
-    values: ClassVar[dict[str, Better]] = {"fid_class_mean": "lower"}
-    also: ClassVar[tuple[str, ...]] = ("fid_class_*",)
+    Its numbers are `fid_class_mean`, `fid_class_0`, … in Inception's features, else `fd_classifier_class_mean`, ….
+    """
+
     needs_labels = True
+
+    def names(self, features: Features | None) -> dict[str, Better]:
+        name = _name(features, "fid", "fd")
+        return {f"{name}_class_mean": "lower", f"{name}_class_*": "lower"}
 
     def suits(self, dataset: Dataset, features: Features | None) -> bool:
         return features is not None and 0 < dataset.num_classes <= 100
 
     def __call__(self, generated: Samples, real: Samples, dataset: Dataset) -> dict[str, float]:
         assert generated.labels is not None and real.labels is not None
-        found = {}
+        name = _name(generated.extractor, "fid", "fd")
+        distances = {}
         for label in range(dataset.num_classes):
             parts = [side.features[side.labels == label] for side in (generated, real)]
             if min(map(len, parts)) > 1:
-                found[f"fid_class_{label}"] = frechet(*parts)
-        return {"fid_class_mean": sum(found.values()) / len(found) if found else math.nan, **found}
+                distances[f"{name}_class_{label}"] = frechet_distance(*parts)
+        mean = sum(distances.values()) / len(distances) if distances else math.nan
+        return {f"{name}_class_mean": mean, **distances}
 
 
 class KID(Metric):
     """Squared maximum mean discrepancy, cubic kernel, mean over subsets (Bińkowski et al., ICLR 2018, section 3.2).
 
-    subsets, subset_size: how many, and samples in each (fewer where there are fewer samples).
+    Its numbers are `kid` and `kid_std` in Inception's features, else `kd_random` and `kd_random_std`, ….
+    subsets, subset_size: their number, and the samples in each (fewer where there are fewer). Raises SettingError.
     """
 
-    values: ClassVar[dict[str, Better]] = {"kid": "lower"}
-
     def __init__(self, *, subsets: int = 100, subset_size: int = 1000) -> None:
-        _at_least_one(subsets=subsets)
-        if subset_size < 2:
-            raise SettingError(f"subset_size={subset_size}: at least 2")
+        require_at_least(1, subsets=subsets)
+        require_at_least(2, subset_size=subset_size)
         self.subsets, self.subset_size = subsets, subset_size
+
+    def names(self, features: Features | None) -> dict[str, Better]:
+        name = _name(features, "kid", "kd")
+        return {name: "lower", f"{name}_std": "lower"}
 
     def __call__(self, generated: Samples, real: Samples, dataset: Dataset) -> dict[str, float]:
         from torch_fidelity.metric_kid import kid_features_to_metric
 
         size = min(self.subset_size, len(generated), len(real))
-        found = kid_features_to_metric(
+        result = kid_features_to_metric(
             generated.features, real.features, kid_subsets=self.subsets, kid_subset_size=size, verbose=False
         )
-        mean, std = found["kernel_inception_distance_mean"], found["kernel_inception_distance_std"]
-        return {"kid": mean, "kid_std": std}
+        mean, std = result["kernel_inception_distance_mean"], result["kernel_inception_distance_std"]
+        return dict(zip(self.names(generated.extractor), (mean, std), strict=True))
 
 
 class InceptionScore(Metric):
-    """exp E KL(p(y|x) || p(y)), with the classes of the extractor (Salimans et al., NeurIPS 2016, section 4).
+    """exp E KL(p(y|x) || p(y)) with the extractor's classes (Salimans et al., NeurIPS 2016, section 4).
 
-    splits: parts that it is the mean of (fewer where there are fewer samples).
+    Its numbers are `inception_score` and `inception_score_std` with Inception's classes, else `classifier_score` and
+    `classifier_score_std`. splits: parts of the samples over which the mean and the standard deviation are taken
+    (fewer where there are fewer samples). Raises SettingError.
     """
 
-    values: ClassVar[dict[str, Better]] = {"inception_score": "higher"}
-
     def __init__(self, *, splits: int = 10) -> None:
-        _at_least_one(splits=splits)
+        require_at_least(1, splits=splits)
         self.splits = splits
+
+    def names(self, features: Features | None) -> dict[str, Better]:
+        assert features is not None
+        name = "inception_score" if features.name == INCEPTION else "classifier_score"
+        return {name: "higher", f"{name}_std": "lower"}
 
     def suits(self, dataset: Dataset, features: Features | None) -> bool:
         return features is not None and features.names_classes
@@ -86,44 +113,39 @@ class InceptionScore(Metric):
         from torch_fidelity.metric_isc import isc_features_to_metric
 
         logits = generated.logits
-        found = isc_features_to_metric(logits, splits=min(self.splits, len(logits)))
-        return {
-            "inception_score": found["inception_score_mean"],
-            "inception_score_std": found["inception_score_std"],
-        }
+        result = isc_features_to_metric(logits, splits=min(self.splits, len(logits)))
+        mean, std = result["inception_score_mean"], result["inception_score_std"]
+        return dict(zip(self.names(generated.extractor), (mean, std), strict=True))
 
 
 class PrecisionRecall(Metric):
-    """Share of generated samples within the real manifold, and of real ones within the generated.
+    """Precision: the share of generated samples within the real manifold. Recall: the share of real samples within
+    the generated manifold.
 
-    A manifold is a union of balls up to the `neighbours`-th neighbour (Kynkäänniemi et al., NeurIPS 2019,
-    eq. 1; fewer where there are fewer samples). count: samples of either side at most; the cost is its square.
+    A manifold is a union of balls that reach to the `neighbours`-th neighbour (Kynkäänniemi et al., NeurIPS 2019,
+    eq. 1; fewer where there are fewer samples). count: samples of either side at most; the cost grows with its
+    square. Raises SettingError.
     """
 
-    values: ClassVar[dict[str, Better]] = {"precision": "higher", "recall": "higher"}
-
     def __init__(self, *, neighbours: int = 3, count: int = 10_000) -> None:
-        _at_least_one(neighbours=neighbours, count=count)
+        require_at_least(1, neighbours=neighbours, count=count)
         self.neighbours, self.count = neighbours, count
+
+    def names(self, features: Features | None) -> dict[str, Better]:
+        return {"precision": "higher", "recall": "higher"}
 
     def __call__(self, generated: Samples, real: Samples, dataset: Dataset) -> dict[str, float]:
         from torch_fidelity.metric_prc import prc_features_to_metric
 
-        sides = generated.take(self.count), real.take(self.count)
+        sides = generated.feature_subset(self.count), real.feature_subset(self.count)
         k = min(self.neighbours, *(len(side) - 1 for side in sides))
-        found = prc_features_to_metric(*sides, prc_neighborhood=k, save_cpu_ram=True, verbose=False)
-        return {"precision": found["precision"], "recall": found["recall"]}
+        result = prc_features_to_metric(*sides, prc_neighborhood=k, save_cpu_ram=True, verbose=False)
+        return {"precision": result["precision"], "recall": result["recall"]}
 
 
-def frechet(generated: torch.Tensor, real: torch.Tensor) -> float:
-    """FID between features (N, F) and (M, F)."""
+def frechet_distance(generated: Tensor, real: Tensor) -> float:
+    """Returns the Fréchet distance between Gaussians fitted to features (N, F) and (M, F)."""
     from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
     sides = [fid_features_to_statistics(features) for features in (generated, real)]
     return float(fid_statistics_to_metric(*sides, verbose=False)["frechet_inception_distance"])
-
-
-def _at_least_one(**numbers: int) -> None:
-    for name, value in numbers.items():
-        if value < 1:
-            raise SettingError(f"{name}={value}: at least 1")

@@ -1,8 +1,6 @@
-"""For distributions whose modes are known: which were found, how often each, and how much lies between them."""
+"""Metrics for distributions that are known: their modes, or their CDF."""
 
 from __future__ import annotations
-
-from typing import ClassVar
 
 import torch
 
@@ -10,22 +8,23 @@ from gancli.datasets.base import Dataset
 from gancli.metrics.base import Better, Metric, Samples
 from gancli.metrics.features import Features
 
-_HELD = 0.01  # share of all samples that a mode needs to be held, not just hit
+_HELD_SHARE = 0.01  # of all samples, that must be of high quality and in a mode for the mode to count as held
 
 
 class Modes(Metric):
-    """Modes found, share of high-quality samples, and reverse KL between shares of modes.
+    """The number of modes found, the share of high-quality samples, and reverse KL between the shares of modes.
 
-    A sample belongs to its nearest Gaussian, or to the class that the extractor names (stacked MNIST:
-    three digits). It is of high quality within three standard deviations of its Gaussian; a mode is found
-    where one such sample is (Srivastava et al., NeurIPS 2017, section 4.1). One stray sample is soon there, so
-    modes_held counts those where a hundredth of all samples is of high quality; this and high_quality are of
-    points only. reverse_kl is KL(q || p), q the generated samples' shares and p the distribution's, in nats (Lin et al.,
-    NeurIPS 2018, section 4.1).
+    A sample belongs to its nearest Gaussian, or to the class that the extractor predicts (stacked MNIST: three
+    digits). It is of high quality within three standard deviations of its Gaussian; a mode is found where at least
+    one such sample is (Srivastava et al., NeurIPS 2017, section 4.1). Since one stray sample suffices for that,
+    modes_held counts the modes that hold a hundredth of all samples, of high quality; modes_held and high_quality are
+    for points only. reverse_kl is KL(q || p) in nats, where q are the generated samples' shares and p the
+    distribution's (Lin et al., NeurIPS 2018, section 4.1).
     """
 
-    values: ClassVar[dict[str, Better]] = {"reverse_kl": "lower", "modes": "higher"}
-    also: ClassVar[tuple[str, ...]] = ("high_quality",)
+    def names(self, features: Features | None) -> dict[str, Better]:
+        names: dict[str, Better] = {"reverse_kl": "lower", "modes": "higher"}
+        return names if features is not None else names | {"modes_held": "higher", "high_quality": "higher"}
 
     def suits(self, dataset: Dataset, features: Features | None) -> bool:
         return dataset.mode_shares is not None and (features is None or features.accuracy is not None)
@@ -41,19 +40,20 @@ class Modes(Metric):
         terms = torch.where(q > 0, q * (q / shares).log(), 0.0)
         values = {"reverse_kl": float(terms.sum()) if len(index) else float("nan"), "modes": float((hits > 0).sum())}
         if len(dataset.shape) == 1:
-            values["modes_held"] = float((hits >= max(1, _HELD * len(generated))).sum())
+            values["modes_held"] = float((hits >= max(1, _HELD_SHARE * len(generated))).sum())
             values["high_quality"] = float(good.double().sum()) / len(generated)
         return values
 
 
 class Line(Metric):
-    """For distributions on the line with a known CDF F: distances between F and the samples' own CDF.
+    """Distances between the samples' empirical CDF F_n and the CDF F of a known distribution on the line.
 
-    ks: sup |F_n - F| (Kolmogorov, 1933), on either side of each sample, where both may jump. wasserstein1: integral
-    of |F_n^-1 - F^-1|, at n midpoints.
+    ks: sup |F_n - F| (Kolmogorov, 1933), on both sides of each sample, where both may jump. wasserstein1: the integral
+    of |F_n^-1 - F^-1|, by the midpoint rule at n points.
     """
 
-    values: ClassVar[dict[str, Better]] = {"ks": "lower", "wasserstein1": "lower"}
+    def names(self, features: Features | None) -> dict[str, Better]:
+        return {"ks": "lower", "wasserstein1": "lower"}
 
     def suits(self, dataset: Dataset, features: Features | None) -> bool:
         return dataset.distribution is not None

@@ -1,4 +1,4 @@
-"""Metrics over one data set: which of them fit it, what they are measured against, and under which protocol."""
+"""The metrics of one data set: which of them apply, what samples are compared with, and the protocol of the numbers."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ log = logging.getLogger(__name__)
 
 
 class MetricSuite:
-    """Scores samples against the `reference` part of `dataset`, at most `reference_count` of it.
+    """Measures generated samples against at most `reference_count` real samples of the part `reference` of `dataset`.
 
-    metrics: at least one. features: an extractor, or None for points. cache: folder for what the extractor
-    says of the reference, found again by content. Raises UserError where the reference is empty.
+    metrics: by name, at least one. features: an extractor, or None for points. cache: folder for the features of the
+    real samples, which are found again by their content. Raises UserError where that part holds too few samples.
     """
 
     def __init__(
@@ -43,51 +43,49 @@ class MetricSuite:
         self.dataset, self.features, self.split = dataset, features, reference
         data, labels = dataset.reference(reference, reference_count)
         if len(data) < 2:
-            raise UserError(
-                f"reference={reference}: the data set has {len(data)} such samples, too few to compare with"
-            )
+            raise UserError(f"reference={reference}: the data set has {len(data)} such samples; a metric needs 2")
         self.real = Samples(data, labels, features=features, cache=cache)
 
     @property
     def ranking(self) -> tuple[str, Better]:
-        """The number that says which checkpoint is the best: the first of the first metric."""
-        return next(iter(next(iter(self.metrics.values())).values.items()))
+        """Returns the number that ranks checkpoints, the first of the first metric, and which direction is better."""
+        return next(iter(next(iter(self.metrics.values())).names(self.features).items()))
 
     @property
     def names(self) -> list[str]:
-        """Names of the numbers, with patterns for those that only some data have."""
-        return [name for metric in self.metrics.values() for name in (*metric.values, *metric.also)]
+        """Returns the names of all numbers, with patterns such as fid_class_* for those of each class."""
+        return [name for metric in self.metrics.values() for name in metric.names(self.features)]
 
     @property
     def resize(self) -> str:
-        """What was done to the size of images, on reading and by the extractor."""
-        done = [self.dataset.resize, "none" if self.features is None else self.features.resize]
-        return ", then ".join(each for each in done if each != "none") or "none"
+        """Returns how the size of images was changed, when they were read and by the extractor."""
+        changes = [self.dataset.resize, "none" if self.features is None else self.features.resize]
+        return ", then ".join(change for change in changes if change != "none") or "none"
 
     def labels(self, count: int) -> Tensor:
-        """Classes (count,) of samples to be made, as often as in the reference."""
+        """Returns classes (count,) for samples to be generated, as frequent as among the real samples."""
         assert self.real.labels is not None
-        known = self.real.labels[subset(len(self.real), count)]
-        return known[torch.arange(count) % len(known)]
+        real_labels = self.real.labels[subset(len(self.real), count)]
+        return real_labels[torch.arange(count) % len(real_labels)]
 
     def samples(self, batches: Iterable[Tensor], labels: Tensor | None) -> Samples:
-        """Generated samples, batches (n, *shape) with images in [-1, 1], as they would be saved."""
-        kept = [(to_bytes(batch) if batch.ndim == 4 else batch.float()).cpu() for batch in batches]
-        return Samples(torch.cat(kept), labels, features=self.features)
+        """Collects generated batches (n, *shape), images in [-1, 1], rounded as they would be saved to files."""
+        data = [(to_bytes(batch) if batch.ndim == 4 else batch.float()).cpu() for batch in batches]
+        return Samples(torch.cat(data), labels, features=self.features)
 
     def __call__(self, samples: Samples) -> dict[str, float]:
-        """Every number of every metric; NaN for those of one that fails on such samples, such as equal ones."""
+        """Returns every number of every metric; NaN for a metric that is undefined for such samples (all equal)."""
         values: dict[str, float] = {}
         for name, metric in self.metrics.items():
             try:
                 values |= metric(samples, self.real, self.dataset)
             except (ArithmeticError, np.linalg.LinAlgError) as error:
                 log.warning("metric %s: %s", name, error)
-                values |= dict.fromkeys(metric.values, math.nan)
+                values |= {number: math.nan for number in metric.names(self.features) if "*" not in number}
         return values
 
     def protocol(self) -> dict[str, Any]:
-        """What all numbers of this evaluator have in common: a number without it is not a number."""
+        """Returns how the numbers were obtained; two numbers compare only if their protocols agree."""
         protocol: dict[str, Any] = {
             "metrics": {name: vars(metric) for name, metric in self.metrics.items()},
             "reference": self.split,
@@ -113,19 +111,20 @@ def build_suite(
     labelled: bool,
     device: torch.device,
     cache: Path | None,
-    **how: Any,
+    **options: Any,
 ) -> MetricSuite | None:
-    """The evaluator of those metrics of the group `metric` that fit data and run, or None where none does.
+    """Builds those metrics of the group `metric` that apply; returns None where none does.
 
-    labelled: whether generated samples have labels.
+    metric: nodes by name, and the extractor's node as `features`, which is built for images only. labelled: whether
+    generated samples have labels. options: further arguments of `MetricSuite`. Raises UserError.
     """
     features = None
     if len(dataset.shape) == 3:
         features = build(metric["features"], dataset, key="metric.features", device=device)
-    metrics = {name: build(node, key=f"metric.{name}") for name, node in metric.items() if name != "features"}
-    fitting = {
+    built = {name: build(node, key=f"metric.{name}") for name, node in metric.items() if name != "features"}
+    metrics = {
         name: each
-        for name, each in metrics.items()
+        for name, each in built.items()
         if each.suits(dataset, features) and (labelled or not each.needs_labels)
     }
-    return MetricSuite(fitting, dataset, features=features, cache=cache, **how) if fitting else None
+    return MetricSuite(metrics, dataset, features=features, cache=cache, **options) if metrics else None

@@ -1,1 +1,1 @@
-"""Generators and discriminators: one file per family, their shared parts in `layers`."""
+"""Generators and discriminators: one module per family, shared layers in `layers`, base classes in `base`."""

@@ -1,4 +1,4 @@
-"""Strided convolutions (Radford et al., ICLR 2016), for any size that halves down to 4 .. 7 pixels."""
+"""DCGAN: strided convolutions (Radford et al., ICLR 2016), for sides that halve evenly down to 4 .. 7 pixels."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from gancli.errors import SettingError
+from gancli.errors import require_at_least
 from gancli.networks.base import Discriminator, Generator
 from gancli.networks.layers import (
     ClassEmbedding,
@@ -24,15 +24,16 @@ from gancli.networks.layers import (
 )
 
 _SLOPE = 0.2
-# In place is safe below: convolutions and normalisations keep their inputs for backward, never their
-# outputs, and leaky ReLU can be differentiated, twice too, from its own output.
+# The activations may work in place: convolutions and normalisations save their inputs for the backward pass, not their
+# outputs, and (leaky) ReLU is differentiated, once or twice, from its output.
 
 
 class DCGANGenerator(Generator):
-    """Linear layer to the coarsest map, then a 4x4 transposed convolution of stride 2 per stage; tanh.
+    """A linear layer to the coarsest feature map, a 4x4 transposed convolution of stride 2 per stage, and a tanh.
 
-    Where one stage is all (8x8 to 14x14 pixels), a 3x3 convolution at the coarsest size comes before it.
-    channels: width of the finest hidden map, doubled at each coarser one up to `max_channels`.
+    Images of a single stage (8x8 to 14x14 pixels) get a 3x3 convolution at the coarsest size before it.
+    channels: channels of the finest hidden map, doubled at each coarser one up to `max_channels`. norm: normalisation
+    of every hidden map; "none" changes the initialisation from N(0, 0.02) to He's.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class DCGANGenerator(Generator):
         super().__init__(latent_dim=latent_dim, image_shape=image_shape, num_classes=num_classes)
         stages, (height, width) = stages_for(self.image_shape)
         widths = widths_for(max(stages, 2), channels=channels, max_channels=max_channels)[::-1]
-        bias = norm == "none"  # normalisation would take it away again
+        bias = norm == "none"  # normalisation subtracts a bias
         self.noise = ClassEmbedding(latent_dim, num_classes)
         self.linear = nn.Linear(self.noise.features, widths[0] * height * width, bias=bias)
         self.coarsest = (widths[0], height, width)
@@ -75,12 +76,12 @@ class DCGANGenerator(Generator):
 class DCGANDiscriminator(Discriminator):
     """A 4x4 convolution of stride 2 and a leaky ReLU per stage, then a projection head.
 
-    Where one stage is all (8x8 to 14x14 pixels), a 3x3 convolution at the coarsest size follows it.
-    channels, max_channels: as for the generator. norm: in all stages but the first. hidden: units of a fully
-    connected layer before the head, as in InfoGAN's network for MNIST (Chen et al., NeurIPS 2016, appendix
-    C.1): small images have few stages, after which nothing has seen a shape as a whole; 0 for none.
-    spectral_norm: keep the largest singular value of every weight at 1. minibatch: what looks at several
-    samples together before the head.
+    Images of a single stage (8x8 to 14x14 pixels) get a 3x3 convolution at the coarsest size after it.
+    channels, max_channels: as for the generator. norm: normalisation in all stages but the first. hidden: units of a
+    fully connected layer before the head, as in InfoGAN's network for MNIST (Chen et al., NeurIPS 2016, appendix C.1),
+    0 for none; small images have few stages, so that no convolution has the whole image in its receptive field.
+    spectral_norm: whether the largest singular value of every weight is kept at 1. minibatch: the layer before the
+    head that compares the samples of a batch (see `minibatch_layer`).
     """
 
     def __init__(
@@ -105,7 +106,7 @@ class DCGANDiscriminator(Discriminator):
             layers += [make_norm(norm, after), nn.LeakyReLU(_SLOPE, inplace=True)]
         self.stages = he_(nn.Sequential(*layers), slope=_SLOPE)
         features = widths[-1] * height * width
-        self.hidden = he_(_hidden(features, hidden), slope=_SLOPE)
+        self.hidden = he_(_hidden_layer(features, hidden), slope=_SLOPE)
         self.minibatch, features = minibatch_layer(minibatch, hidden or features)
         self.head = ProjectionHead(features, num_classes)
         if spectral_norm:
@@ -116,7 +117,6 @@ class DCGANDiscriminator(Discriminator):
         return logits
 
 
-def _hidden(features: int, units: int) -> nn.Module:
-    if units < 0:
-        raise SettingError(f"hidden={units}: units of a layer, or 0 for none")
+def _hidden_layer(features: int, units: int) -> nn.Module:
+    require_at_least(0, hidden=units)
     return nn.Sequential(nn.Linear(features, units), nn.LeakyReLU(_SLOPE)) if units else nn.Identity()

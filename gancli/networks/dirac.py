@@ -1,4 +1,4 @@
-"""The Dirac-GAN: two numbers, the smallest game of a generator against a discriminator."""
+"""The Dirac-GAN (Mescheder et al., ICML 2018, section 2): one parameter for each player."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from gancli.networks.base import Discriminator, Generator
 
 
 class DiracGenerator(Generator):
-    """G(z) = theta, whatever the noise (Mescheder et al., ICML 2018, definition 2.1). theta: where it starts."""
+    """G(z) = theta for any noise (Mescheder et al., ICML 2018, definition 2.1). theta: initial value."""
 
     def __init__(
         self, *, latent_dim: int, image_shape: Sequence[int], num_classes: int = 0, theta: float = 1.0
     ) -> None:
         super().__init__(latent_dim=latent_dim, image_shape=image_shape, num_classes=num_classes)
-        _on_the_line(self.image_shape)
+        _require_one_dimension(self.image_shape)
         self.theta = nn.Parameter(torch.tensor(float(theta)))
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -29,11 +29,11 @@ class DiracGenerator(Generator):
 
 
 class DiracDiscriminator(Discriminator):
-    """Logit psi * x. psi: where it starts."""
+    """D(x) = psi * x, as a logit (Mescheder et al., ICML 2018, definition 2.1). psi: initial value."""
 
     def __init__(self, *, image_shape: Sequence[int], num_classes: int = 0, psi: float = 1.0) -> None:
         super().__init__(image_shape=image_shape, num_classes=num_classes)
-        _on_the_line(self.image_shape)
+        _require_one_dimension(self.image_shape)
         self.psi = nn.Parameter(torch.tensor(float(psi)))
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -43,6 +43,6 @@ class DiracDiscriminator(Discriminator):
         return {"psi": self.psi.detach()}
 
 
-def _on_the_line(shape: Sequence[int]) -> None:
+def _require_one_dimension(shape: Sequence[int]) -> None:
     if tuple(shape) != (1,):
-        raise SettingError(f"image_shape={tuple(shape)}: this network is for points on the line; use dataset=dirac")
+        raise SettingError(f"image_shape={tuple(shape)}: this network needs one-dimensional points; use dataset=dirac")

@@ -1,4 +1,4 @@
-"""Parts that several network families share."""
+"""Layers and initialisation that several network families share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.nn.utils import parametrizations
 
-from gancli.errors import SettingError
+from gancli.errors import SettingError, require_at_least
 from gancli.networks.base import CrossSampleLayer
 
 Minibatch = Literal["none", "std", "discrimination"]
@@ -20,9 +20,9 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def make_norm(kind: Norm, channels: int) -> nn.Module:
-    """The normalisation layer for maps (B, channels, H, W). Raises ValueError on another kind.
+    """Returns the normalisation layer `kind` for maps (B, channels, H, W). Raises SettingError for an unknown kind.
 
-    group: at most 32 groups of at least 4 channels (Wu & He, ECCV 2018); one group for less than 8.
+    "group" takes at most 32 groups of at least 4 channels (Wu & He, ECCV 2018), one group below 8 channels.
     """
     if kind == "batch":
         return BatchNorm2d(channels)
@@ -35,20 +35,21 @@ def make_norm(kind: Norm, channels: int) -> nn.Module:
 
 
 class BatchNorm2d(CrossSampleLayer, nn.BatchNorm2d):
-    """Batch normalisation by the statistics of the whole batch, also where several processes share it.
+    """Batch normalisation with the statistics of the whole batch, also where several processes share it.
 
-    Twice differentiable, as gradient penalties need, and on any device, which torch's SyncBatchNorm is not.
+    Unlike torch's SyncBatchNorm it is twice differentiable, as gradient penalties need, and runs on any device.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, channels, H, W) to the same."""
+        """Returns the normalised maps (B, channels, H, W) of this process's maps of the same shape."""
         group = self.active_group
         if group.world_size == 1:
             return super().forward(x)
         x, dtype = x.float(), x.dtype
         local_var, local_mean = torch.var_mean(x, (0, 2, 3), unbiased=False)
-        means, variances = group.all_gather(torch.stack([local_mean, local_var])[None]).unbind(1)  # (processes, C)
-        # The variance of all from those of equal parts (Chan et al., 1979): no difference of large squares.
+        means, variances = group.all_gather(torch.stack([local_mean, local_var])[None]).unbind(1)  # (world_size, C)
+        # The variance of the whole batch from those of equal parts (Chan et al., 1979). Unlike E[x^2] - E[x]^2 it does
+        # not subtract large, nearly equal numbers.
         mean = means.mean(0)
         var = (variances + (means - mean).square()).mean(0)
         with torch.no_grad():
@@ -64,26 +65,27 @@ class BatchNorm2d(CrossSampleLayer, nn.BatchNorm2d):
 
 
 def apply_spectral_norm(network: Module) -> Module:
-    """Divides the weight of each convolution, linear layer and embedding by its largest singular value.
+    """Divides the weight of each convolution, linear layer and embedding by its largest singular value, in place.
 
-    One power iteration per forward pass in training (Miyato et al., ICLR 2018, algorithm 1). To be
-    applied after initialisation, from which the iteration starts.
+    Each forward pass in training mode makes one power iteration (Miyato et al., ICLR 2018, algorithm 1). Call this
+    after initialising the weights, because the iteration starts from them. Returns `network`.
     """
-    layers = [m for m in network.modules() if isinstance(m, (nn.Conv2d, nn.Linear, nn.Embedding))]
-    for layer in layers:
+    # A list, because registering a parametrization adds modules.
+    for layer in [m for m in network.modules() if isinstance(m, (nn.Conv2d, nn.Linear, nn.Embedding))]:
         parametrizations.spectral_norm(layer)
     return network
 
 
 def he_(network: Module, slope: float) -> Module:
-    """Initialises weights so that the layers keep the scale of what they are given; biases are zero.
+    """Initialises weights so that each layer keeps the scale of its input, and biases to zero. Returns `network`.
 
-    slope: of the leaky ReLU that made a layer's input; 0 for ReLU, 1 for none (He et al., ICCV 2015, eq. 15).
+    slope: negative slope of the leaky ReLU before each layer; 0 for ReLU, 1 for no activation (He et al., ICCV 2015,
+    eq. 15).
     """
     for layer in network.modules():
         if isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
             fan_in = layer.weight[0].numel()
-            if isinstance(layer, nn.ConvTranspose2d):  # weight (in, out, k, k), and a pixel sees k / stride of the taps
+            if isinstance(layer, nn.ConvTranspose2d):  # (in, out, k, k); k / stride taps per output pixel and side
                 (kernel, _), (stride, _) = layer.kernel_size, layer.stride
                 fan_in = layer.in_channels * kernel**2 // stride**2
             nn.init.normal_(layer.weight, std=sqrt(2 / (1 + slope**2) / fan_in))
@@ -93,7 +95,10 @@ def he_(network: Module, slope: float) -> Module:
 
 
 def dcgan_(network: Module) -> Module:
-    """N(0, 0.02) weights, N(1, 0.02) gains (Radford et al., ICLR 2016): right where normalisation sets the scale."""
+    """Initialises weights from N(0, 0.02), gains of normalisations from N(1, 0.02), biases to zero. Returns `network`.
+
+    For networks whose normalisation layers set the scale of the activations (Radford et al., ICLR 2016).
+    """
     for layer in network.modules():
         if isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
             nn.init.normal_(layer.weight, std=0.02)
@@ -105,9 +110,9 @@ def dcgan_(network: Module) -> Module:
 
 
 class ClassEmbedding(nn.Module):
-    """Noise (B, latent_dim), followed by an embedding of the class where there are classes: (B, features).
+    """Concatenates noise (B, latent_dim) with a learned embedding of the class, if there are classes: (B, features).
 
-    The embedding has as many dimensions as the noise and its distribution, so that neither drowns the other.
+    The embedding has as many dimensions as the noise and starts from N(0, 1), so that both have the same weight.
     """
 
     def __init__(self, latent_dim: int, num_classes: int) -> None:
@@ -116,13 +121,13 @@ class ClassEmbedding(nn.Module):
         self.features = latent_dim * (2 if num_classes else 1)
 
     def forward(self, z: Tensor, labels: Tensor | None) -> Tensor:
-        return z if self.embedding is None else torch.cat([z, self.embedding(given(labels))], dim=1)
+        return z if self.embedding is None else torch.cat([z, self.embedding(require_labels(labels))], dim=1)
 
 
 class ProjectionHead(nn.Module):
-    """Features h (B, features) to logits (B,): w.h + b, plus embed(y).h where there are classes.
+    """Maps features h (B, features) to logits (B,): w.h + b, plus embed(y).h if there are classes.
 
-    Miyato & Koyama, ICLR 2018, eq. 4.
+    Projection discriminator (Miyato & Koyama, ICLR 2018, eq. 4).
     """
 
     def __init__(self, features: int, num_classes: int) -> None:
@@ -134,39 +139,39 @@ class ProjectionHead(nn.Module):
 
     def forward(self, h: Tensor, labels: Tensor | None) -> Tensor:
         logits: Tensor = self.linear(h).squeeze(1)
-        return logits if self.embedding is None else logits + (self.embedding(given(labels)) * h).sum(1)
+        return logits if self.embedding is None else logits + (self.embedding(require_labels(labels)) * h).sum(1)
 
 
 class MinibatchStd(CrossSampleLayer):
-    """Appends to maps or features (B, F, ...) how much they vary within `group` samples: (B, F + 1, ...).
+    """Appends one channel with the standard deviation across samples: (B, F, ...) -> (B, F + 1, ...).
 
-    One channel with the mean over channels and pixels of their standard deviation (Karras et al., ICLR 2018,
-    section 3). A group is as large as the largest divisor of B up to `group`, and takes every
-    (B / group)-th sample; of a prime B above `group` each sample is alone, and the channel says nothing.
+    The channel holds the standard deviation over a group of samples, averaged over channels and pixels (Karras et al.,
+    ICLR 2018, section 3). The group size is the largest divisor of B up to `group`, and a group takes every
+    (B / size)-th sample; if B is a prime above `group`, groups have one sample and the channel is constant.
+    Raises SettingError.
     """
 
     def __init__(self, *, group: int = 4) -> None:
         super().__init__()
-        if group < 1:
-            raise SettingError(f"group={group}: at least 1 sample")
+        require_at_least(1, group=group)
         self.group = group
 
     def forward(self, h: Tensor) -> Tensor:
         processes = self.active_group
-        whole = processes.all_gather(h.float())
-        size = max(size for size in range(1, self.group + 1) if len(whole) % size == 0)
-        grouped = whole.unflatten(0, (size, -1))
-        # The small number keeps the square root's derivatives finite for identical samples.
+        whole_batch = processes.all_gather(h.float())
+        size = max(size for size in range(1, self.group + 1) if len(whole_batch) % size == 0)
+        grouped = whole_batch.unflatten(0, (size, -1))
+        # 1e-8 keeps the square root's derivatives finite for identical samples.
         std = (grouped.var(0, unbiased=False) + 1e-8).sqrt().flatten(1).mean(1)
         channel = processes.local_shard(std.repeat(size)).to(h.dtype).view(-1, 1, *[1] * (h.ndim - 2))
         return torch.cat([h, channel.expand(-1, 1, *h.shape[2:])], dim=1)
 
 
 class MinibatchDiscrimination(CrossSampleLayer):
-    """Appends to features (B, F) the closeness to the other samples: (B, F + kernels).
+    """Appends each sample's closeness to the other samples of its batch: features (B, F) -> (B, F + kernels).
 
-    o(i)_b = sum over j of exp(-|M_ib - M_jb|_1), less the 1 of j = i, where M_i = T h_i has `dims` numbers
-    for each kernel b (Salimans et al., NeurIPS 2016, eq. 1 and 2).
+    o(i)_b = sum over j != i of exp(-|M_ib - M_jb|_1), where M_i = T h_i has `dims` numbers for each kernel b
+    (Salimans et al., NeurIPS 2016, eq. 1 and 2).
     """
 
     def __init__(self, features: int, *, kernels: int = 32, dims: int = 8) -> None:
@@ -177,13 +182,13 @@ class MinibatchDiscrimination(CrossSampleLayer):
     def forward(self, h: Tensor) -> Tensor:
         rows = self.tensor(h).float().unflatten(1, (self.kernels, -1))
         distance = (rows[:, None] - self.active_group.all_gather(rows)).abs().sum(3)
-        return torch.cat([h, (torch.exp(-distance).sum(1) - 1).to(h.dtype)], dim=1)  # without itself
+        return torch.cat([h, (torch.exp(-distance).sum(1) - 1).to(h.dtype)], dim=1)  # - 1 for j = i
 
 
 def minibatch_layer(kind: Minibatch, features: int) -> tuple[nn.Module, int]:
-    """What looks at several samples together, for features (B, `features`), and how many features come out.
+    """Returns the layer `kind` that compares the samples of a batch, for features (B, features), and its output width.
 
-    Raises ValueError on another kind.
+    Raises SettingError for an unknown kind.
     """
     if kind == "none":
         return nn.Identity(), features
@@ -195,17 +200,17 @@ def minibatch_layer(kind: Minibatch, features: int) -> tuple[nn.Module, int]:
     raise SettingError(f"minibatch={kind}: one of none, std, discrimination")
 
 
-def given(labels: Tensor | None) -> Tensor:
-    """The labels. Raises ValueError where there are none."""
+def require_labels(labels: Tensor | None) -> Tensor:
+    """Returns `labels`. Raises ValueError if they are None."""
     if labels is None:
         raise ValueError("labels=None: this network has classes and needs an int64 label for each sample")
     return labels
 
 
 def stages_for(image_shape: Sequence[int]) -> tuple[int, tuple[int, int]]:
-    """How many halvings bring the smaller side to 4 .. 7 pixels, and the (height, width) that is left.
+    """Returns the number of halvings that bring the smaller side to 4 .. 7 pixels, and the (height, width) after them.
 
-    Raises ValueError where the shape is no image, is below 8 pixels, or does not halve evenly.
+    Raises SettingError if `image_shape` is not (C, H, W), a side is below 8 pixels, or the sides do not halve evenly.
     """
     shape = tuple(image_shape)
     if len(shape) != 3:
@@ -228,7 +233,10 @@ def stages_for(image_shape: Sequence[int]) -> tuple[int, tuple[int, int]]:
 
 
 def next_divisible_shape(image_shape: Sequence[int]) -> tuple[int, ...]:
-    """The smallest shape from `image_shape` up that halves evenly; others than images as they are."""
+    """Returns the smallest shape not below `image_shape` whose sides halve evenly as `stages_for` needs.
+
+    Shapes that `stages_for` refuses for other reasons are returned unchanged.
+    """
     shape = tuple(image_shape)
     while len(shape) == 3 and min(shape[1:]) >= 8:
         unit = 2 ** ((min(shape[1:]) // 4).bit_length() - 1)
@@ -240,23 +248,25 @@ def next_divisible_shape(image_shape: Sequence[int]) -> tuple[int, ...]:
 
 
 class CenterCropOrPad(nn.Module):
-    """Maps (B, C, H, W) cropped, or padded with zeros, about their middle to `sides` (height, width)."""
+    """Crops maps (B, C, H, W), or pads them with zeros, around their centre to `sides` (height, width)."""
 
     def __init__(self, sides: Sequence[int]) -> None:
         super().__init__()
         self.sides = tuple(sides)
 
     def forward(self, x: Tensor) -> Tensor:
-        more_h, more_w = (side - now for side, now in zip(self.sides, x.shape[2:], strict=True))
-        if more_h == more_w == 0:
+        pad_h, pad_w = (after - before for after, before in zip(self.sides, x.shape[2:], strict=True))  # < 0: crop
+        if pad_h == pad_w == 0:
             return x
-        return pad(x, (more_w // 2, more_w - more_w // 2, more_h // 2, more_h - more_h // 2))
+        return pad(x, (pad_w // 2, pad_w - pad_w // 2, pad_h // 2, pad_h - pad_h // 2))
 
 
 def widths_for(stages: int, *, channels: int, max_channels: int) -> list[int]:
-    """Channels of each stage from the finest to the coarsest: doubled at each, up to `max_channels`."""
-    if channels < 1:
-        raise SettingError(f"channels={channels}: at least 1")
+    """Returns the channels of each stage from the finest to the coarsest: doubled at each, up to `max_channels`.
+
+    Raises SettingError.
+    """
+    require_at_least(1, channels=channels)
     if max_channels < channels:
-        raise SettingError(f"max_channels={max_channels}: must not be below channels={channels}")
+        raise SettingError(f"max_channels={max_channels}: at least channels={channels}")
     return [min(channels * 2**stage, max_channels) for stage in range(stages)]

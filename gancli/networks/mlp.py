@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from gancli.errors import SettingError
+from gancli.errors import SettingError, require_at_least
 from gancli.networks.base import Discriminator, Generator
 from gancli.networks.layers import ClassEmbedding, Minibatch, ProjectionHead, apply_spectral_norm, he_, minibatch_layer
 
@@ -17,12 +17,13 @@ _SLOPE = 0.2
 
 
 class MLPGenerator(Generator):
-    """`depth` hidden layers of `width` units with leaky ReLU; tanh at the end for images, nothing for points.
+    """`depth` hidden layers of `width` units with leaky ReLU, then a linear layer, with a tanh for images.
 
-    fourier: frequency, in periods per unit of noise, of random sines and cosines of the noise that join it, so
-    that a map with steep steps is learned soon (Tancik et al., NeurIPS 2020, eq. 5); 0 for none.
-    bias_range: [low, high], between which the bias_range of the first layer's units pass through random points; without, all
-    pass through the origin, and a map of few noise dimensions can hardly bend elsewhere.
+    fourier: standard deviation of the random frequencies, in periods per unit of noise, of the sines and cosines that
+    are concatenated with the noise, so that steep maps are learned quickly (Tancik et al., NeurIPS 2020, eq. 5); 0 for
+    none. bias_range: [low, high]; initialises the biases of the first layer so that each unit's pre-activation is zero
+    at a random point, uniform in [low, high] in each input dimension. With None the biases start at zero, so that all
+    units change slope at the origin and a map of few noise dimensions is nearly linear elsewhere. Raises SettingError.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class MLPGenerator(Generator):
         super().__init__(latent_dim=latent_dim, image_shape=image_shape, num_classes=num_classes)
         self.noise = ClassEmbedding(latent_dim, num_classes)
         self.fourier = FourierFeatures(self.noise.features, width // 2, fourier)
-        self.hidden = _hidden(self.fourier.outputs, width=width, depth=depth, bias_range=bias_range)
+        self.hidden = _hidden_layers(self.fourier.outputs, width=width, depth=depth, bias_range=bias_range)
         self.output = he_(nn.Linear(width, prod(self.image_shape)), slope=1)
         self.bound = nn.Tanh() if len(self.image_shape) == 3 else nn.Identity()
 
@@ -50,10 +51,11 @@ class MLPGenerator(Generator):
 
 
 class MLPDiscriminator(Discriminator):
-    """The same hidden layers on the flattened sample, then a projection head.
+    """The generator's hidden layers on the flattened sample, then a projection head.
 
-    spectral_norm: keep the largest singular value of every weight at 1. minibatch: what looks at
-    several samples together before the head. fourier, bias_range: as for the generator, of the sample.
+    fourier, bias_range: as for the generator, with the sample in place of the noise. spectral_norm: whether the
+    largest singular value of every weight is kept at 1. minibatch: the layer before the head that compares the samples
+    of a batch (see `minibatch_layer`). Raises SettingError.
     """
 
     def __init__(
@@ -70,7 +72,7 @@ class MLPDiscriminator(Discriminator):
     ) -> None:
         super().__init__(image_shape=image_shape, num_classes=num_classes)
         self.fourier = FourierFeatures(prod(self.image_shape), width // 2, fourier)
-        self.hidden = _hidden(self.fourier.outputs, width=width, depth=depth, bias_range=bias_range)
+        self.hidden = _hidden_layers(self.fourier.outputs, width=width, depth=depth, bias_range=bias_range)
         self.minibatch, features = minibatch_layer(minibatch, width)
         self.head = ProjectionHead(features, num_classes)
         if spectral_norm:
@@ -82,12 +84,14 @@ class MLPDiscriminator(Discriminator):
 
 
 class FourierFeatures(nn.Module):
-    """x (B, inputs) to x, sin(2 pi W x), cos(2 pi W x): (B, outputs), W fixed, of N(0, frequency^2); to x for 0."""
+    """Maps x (B, inputs) to the concatenation of x, sin(2 pi x W) and cos(2 pi x W): (B, outputs).
+
+    W (inputs, count) is drawn once from N(0, frequency^2) and not trained. With frequency 0 the output is x.
+    """
 
     def __init__(self, inputs: int, count: int, frequency: float) -> None:
         super().__init__()
-        if frequency < 0:
-            raise SettingError(f"fourier={frequency}: a frequency, 0 or more")
+        require_at_least(0, fourier=frequency)
         self.outputs = inputs + 2 * count if frequency else inputs
         self.waves = nn.Buffer(2 * pi * frequency * torch.randn(inputs, count)) if frequency else None
 
@@ -98,13 +102,10 @@ class FourierFeatures(nn.Module):
         return torch.cat([x, phases.sin(), phases.cos()], dim=1)
 
 
-def _hidden(inputs: int, *, width: int, depth: int, bias_range: list[float] | None) -> nn.Sequential:
+def _hidden_layers(inputs: int, *, width: int, depth: int, bias_range: list[float] | None) -> nn.Sequential:
     if bias_range is not None and not (len(bias_range) == 2 and bias_range[0] < bias_range[1]):
-        raise SettingError(f"bias_range={bias_range}: two ends, the lower one first")
-    if width < 1:
-        raise SettingError(f"width={width}: at least 1")
-    if depth < 1:
-        raise SettingError(f"depth={depth}: at least 1 hidden layer")
+        raise SettingError(f"bias_range={bias_range}: two numbers, the lower one first")
+    require_at_least(1, width=width, depth=depth)
     layers: list[nn.Module] = []
     for layer in range(depth):
         layers += [he_(nn.Linear(width if layer else inputs, width), slope=_SLOPE), nn.LeakyReLU(_SLOPE)]

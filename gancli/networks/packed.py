@@ -1,4 +1,4 @@
-"""Packing: a discriminator that judges several samples at once (Lin et al., NeurIPS 2018, section 3)."""
+"""PacGAN: a discriminator that gives several samples one logit (Lin et al., NeurIPS 2018, section 3)."""
 
 from __future__ import annotations
 
@@ -7,29 +7,28 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gancli.errors import SettingError
+from gancli.errors import SettingError, require_at_least
 from gancli.networks.base import Discriminator
 
 
 class Packed(Discriminator):
-    """`pack` samples side by side, as channels, before an inner discriminator that gives them one logit.
+    """Concatenates `pack` samples along the channels and gives them one logit of an inner discriminator.
 
-    inner: built for `packed_shape` of one sample's shape, without classes. A logit is repeated for each
-    sample of its pack, so that (B,) come out; a last pack that is short is filled up with the first
-    samples. The gradient of the repeated logits is `pack` times that of the pack: R1 and R2 weigh
-    `pack` times more than on packs. Raises ValueError.
+    inner: a discriminator without classes, built for `packed_shape(shape, pack)`. Each logit is repeated for the
+    samples of its pack, so that the output is (B,); an incomplete last pack is filled up with the first samples. The
+    gradient of the repeated logits with respect to the samples is `pack` times that of one logit per pack, so that R1
+    and R2 are stronger than with one logit per pack. Raises SettingError.
     """
 
     per_sample = False
 
     def __init__(self, inner: Discriminator, *, pack: int) -> None:
-        if pack < 2:
-            raise SettingError(f"pack={pack}: at least 2 samples; 1 needs no packing")
+        require_at_least(2, pack=pack)
         if inner.num_classes:
-            raise SettingError(f"pack={pack}: samples of different classes do not go into one pack")
+            raise SettingError(f"pack={pack}: a pack would mix samples of different classes")
         channels, *rest = inner.image_shape
         if channels % pack:
-            raise SettingError(f"pack={pack}: the inner discriminator takes {channels} channels, no multiple of it")
+            raise SettingError(f"pack={pack}: must divide the {channels} channels of the inner discriminator")
         super().__init__(image_shape=(channels // pack, *rest))
         self.inner, self.pack = inner, pack
 
@@ -42,5 +41,5 @@ class Packed(Discriminator):
 
 
 def packed_shape(shape: Sequence[int], pack: int) -> tuple[int, ...]:
-    """The shape of `pack` samples of `shape`, (C, H, W) or (dims,), side by side."""
+    """Returns the shape of `pack` concatenated samples of `shape`, which is (C, H, W) or (dims,)."""
     return (shape[0] * pack, *shape[1:])

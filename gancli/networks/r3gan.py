@@ -1,6 +1,6 @@
-"""The network of R3GAN (Huang et al., NeurIPS 2024, section 4, config E), for any size from 8x8 pixels up.
+"""The networks of R3GAN (Huang et al., NeurIPS 2024, section 4, config E), for images of any size from 8x8 pixels.
 
-Maps have the next size that halves evenly down to 4 .. 7 pixels, of which an image is the middle.
+Feature maps have the next larger size that halves evenly down to 4 .. 7 pixels; the image is their centre.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, leaky_relu
 
-from gancli.errors import SettingError
+from gancli.errors import require_at_least
 from gancli.networks.base import Discriminator, Generator
 from gancli.networks.layers import (
     CenterCropOrPad,
@@ -27,15 +27,16 @@ from gancli.networks.layers import (
 )
 
 _SLOPE = 0.2
-_LAYERS = 3  # convolutions of a block
+_LAYERS_PER_BLOCK = 3
 
 
 class R3GANGenerator(Generator):
-    """Noise weighs a learned coarsest map, then `blocks` residual blocks at each size, doubled between.
+    """Scales the channels of a learned coarsest map by the noise, then doubles its size between residual blocks.
 
-    No tanh, as in the paper: pixels may leave [-1, 1]. channels: width of the finest map, doubled at each
-    coarser one up to `max_channels`. group_size: channels that a grouped convolution sees together; all
-    where there are fewer, more where it does not divide them. expansion: of the width within a block.
+    There is no tanh, as in the paper, so pixels may leave [-1, 1]. channels: channels of the finest map, doubled at
+    each coarser one up to `max_channels`. blocks: residual blocks at each size. group_size: channels per group of the
+    grouped convolutions; all channels if there are fewer, more than `group_size` if it does not divide them.
+    expansion: factor between the channels inside a block and those of its input. Raises SettingError.
     """
 
     def __init__(
@@ -58,7 +59,11 @@ class R3GANGenerator(Generator):
         self.basis = nn.Parameter(torch.randn(widths[0], *coarsest))
         layers: list[nn.Module] = _blocks(widths[0], blocks, len(widths), group_size, expansion)
         for before, after in pairwise(widths):
-            layers += [_mix(before, after), _Up(), *_blocks(after, blocks, len(widths), group_size, expansion)]
+            layers += [
+                _change_channels(before, after),
+                _Up(),
+                *_blocks(after, blocks, len(widths), group_size, expansion),
+            ]
         self.stages = nn.Sequential(*layers)
         self.fit = CenterCropOrPad(self.image_shape[1:])
         self.output = he_(nn.Conv2d(widths[-1], self.image_shape[0], 1, bias=False), slope=1)
@@ -70,9 +75,10 @@ class R3GANGenerator(Generator):
 
 
 class R3GANDiscriminator(Discriminator):
-    """The generator's mirror image: blocks at each size, halved between, a learned weighing of the coarsest map, head.
+    """Residual blocks at each size, halved in between, a depthwise convolution over the coarsest map, projection head.
 
-    Arguments as for the generator. minibatch: what looks at several samples together before the head.
+    Arguments as for the generator. minibatch: the layer before the head that compares the samples of a batch (see
+    `minibatch_layer`). Raises SettingError.
     """
 
     def __init__(
@@ -88,16 +94,20 @@ class R3GANDiscriminator(Discriminator):
         minibatch: Minibatch = "none",
     ) -> None:
         super().__init__(image_shape=image_shape, num_classes=num_classes)
-        room = next_divisible_shape(self.image_shape)
-        stages, coarsest = stages_for(room)
+        padded_shape = next_divisible_shape(self.image_shape)
+        stages, coarsest = stages_for(padded_shape)
         widths = widths_for(stages + 1, channels=channels, max_channels=max_channels)
-        self.fit = CenterCropOrPad(room[1:])
+        self.fit = CenterCropOrPad(padded_shape[1:])
         layers: list[nn.Module] = [he_(nn.Conv2d(self.image_shape[0], widths[0], 1, bias=False), slope=1)]
         for before, after in pairwise(widths):
-            layers += [*_blocks(before, blocks, len(widths), group_size, expansion), _Down(), _mix(before, after)]
+            layers += [
+                *_blocks(before, blocks, len(widths), group_size, expansion),
+                _Down(),
+                _change_channels(before, after),
+            ]
         layers += _blocks(widths[-1], blocks, len(widths), group_size, expansion)
-        weighing = he_(nn.Conv2d(widths[-1], widths[-1], coarsest, groups=widths[-1], bias=False), slope=1)
-        self.stages = nn.Sequential(*layers, weighing, nn.Flatten())
+        pooling = he_(nn.Conv2d(widths[-1], widths[-1], coarsest, groups=widths[-1], bias=False), slope=1)
+        self.stages = nn.Sequential(*layers, pooling, nn.Flatten())
         self.minibatch, features = minibatch_layer(minibatch, widths[-1])
         self.head = ProjectionHead(features, num_classes)
 
@@ -107,11 +117,11 @@ class R3GANDiscriminator(Discriminator):
 
 
 class _Block(nn.Module):
-    """x + 1x1 (grouped 3x3 (1x1 x)), a biased leaky ReLU after the first two: maps (B, channels, H, W) to the same.
+    """Residual block on maps (B, channels, H, W): 1x1, grouped 3x3 and 1x1 convolution, the output added to the input.
 
-    depth: residual blocks of the network; the first two weights are scaled by depth^(-1/4), that is
-    L^(-1/(2m-2)), and the last starts at zero, so that the network starts linear (Zhang et al., ICLR 2019,
-    section 3).
+    The first two convolutions have biases and are followed by a leaky ReLU. depth: residual blocks in the network.
+    Fixup initialisation (Zhang et al., ICLR 2019, section 3): the first two weights are scaled by L^(-1/(2m-2)) with
+    L = depth and m = 3, and the last one is zero, so that the untrained network is linear.
     """
 
     def __init__(self, channels: int, *, depth: int, group_size: int, expansion: int) -> None:
@@ -123,56 +133,54 @@ class _Block(nn.Module):
         self.expand = nn.Conv2d(channels, hidden, 1)
         self.grouped = nn.Conv2d(hidden, hidden, 3, padding=1, groups=groups)
         self.reduce = nn.Conv2d(hidden, channels, 1, bias=False)
-        scale = depth ** (-1 / (2 * _LAYERS - 2))
+        scale = depth ** (-1 / (2 * _LAYERS_PER_BLOCK - 2))
         with torch.no_grad():
             for layer in (self.expand, self.grouped):
                 he_(layer, slope=_SLOPE).weight.mul_(scale)
         nn.init.zeros_(self.reduce.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = leaky_relu(self.expand(x), _SLOPE, inplace=True)  # safe: convolutions do not keep their outputs
+        y = leaky_relu(self.expand(x), _SLOPE, inplace=True)  # convolutions do not save their outputs
         residual: Tensor = self.reduce(leaky_relu(self.grouped(y), _SLOPE, inplace=True))
         return x + residual
 
 
 def _blocks(channels: int, blocks: int, sizes: int, group_size: int, expansion: int) -> list[nn.Module]:
-    for name, value in {"blocks": blocks, "group_size": group_size, "expansion": expansion}.items():
-        if value < 1:
-            raise SettingError(f"{name}={value}: at least 1")
-    make = {"depth": blocks * sizes, "group_size": group_size, "expansion": expansion}
-    return [_Block(channels, **make) for _ in range(blocks)]
+    require_at_least(1, blocks=blocks, group_size=group_size, expansion=expansion)
+    depth = blocks * sizes
+    return [_Block(channels, depth=depth, group_size=group_size, expansion=expansion) for _ in range(blocks)]
 
 
-def _mix(before: int, after: int) -> nn.Module:
+def _change_channels(before: int, after: int) -> nn.Module:
     return nn.Identity() if before == after else he_(nn.Conv2d(before, after, 1, bias=False), slope=1)
 
 
-def _doubled(x: Tensor, dim: int) -> Tensor:
-    """Twice as long in `dim`: a new pixel is 3/4 of the nearest old one and 1/4 of the next, the edge repeated.
+def _upsample(x: Tensor, dim: int) -> Tensor:
+    """Returns `x` at twice the length in `dim`: 3/4 of the nearest old pixel and 1/4 of the next, edges replicated.
 
-    As `interpolate` has it, but for its backward pass, whose sums have no fixed order on a GPU.
+    The same as `interpolate(mode="bilinear")`, whose backward pass adds in no fixed order on a GPU.
     """
     length = x.shape[dim]
-    before = torch.cat([x.narrow(dim, 0, 1), x.narrow(dim, 0, length - 1)], dim)
-    after = torch.cat([x.narrow(dim, 1, length - 1), x.narrow(dim, length - 1, 1)], dim)
-    near = 0.75 * x
-    return torch.stack([near + 0.25 * before, near + 0.25 * after], dim + 1).flatten(dim, dim + 1)
+    previous = torch.cat([x.narrow(dim, 0, 1), x.narrow(dim, 0, length - 1)], dim)
+    following = torch.cat([x.narrow(dim, 1, length - 1), x.narrow(dim, length - 1, 1)], dim)
+    nearest = 0.75 * x
+    return torch.stack([nearest + 0.25 * previous, nearest + 0.25 * following], dim + 1).flatten(dim, dim + 1)
 
 
 class _Up(nn.Module):
-    """Twice the size, bilinear."""
+    """Bilinear upsampling by 2: (B, C, H, W) -> (B, C, 2H, 2W)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return _doubled(_doubled(x, 2), 3)
+        return _upsample(_upsample(x, 2), 3)
 
 
 class _Down(nn.Module):
-    """Half the size, bilinear: [1, 3, 3, 1] / 8 along each side, zeros beyond the edge."""
+    """Bilinear downsampling by 2 with the filter [1, 3, 3, 1] / 8 along each side and zero padding."""
 
     def __init__(self) -> None:
         super().__init__()
         taps = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
-        # On the device from the start: a copy to it in each pass would make the GPU wait.
+        # A buffer, so that it moves to the GPU with the network; a copy in each pass would make the GPU wait.
         self.kernel = nn.Buffer(torch.outer(taps, taps)[None, None], persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:

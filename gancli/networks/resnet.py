@@ -1,4 +1,4 @@
-"""Residual networks (Miyato et al., ICLR 2018, appendix B.4), for any size that halves down to 4 .. 7 pixels."""
+"""Residual networks of SNGAN (Miyato et al., ICLR 2018, appendix B.4), for sides that halve evenly to 4 .. 7 pixels."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ from gancli.networks.layers import (
 
 
 class ResNetGenerator(Generator):
-    """Linear layer to the coarsest map, then a residual block that doubles the size per stage; tanh.
+    """A linear layer to the coarsest map, a residual block that doubles the size per stage, a 3x3 convolution and tanh.
 
-    channels: width of the finest map, doubled at each coarser one up to `max_channels`.
+    channels: channels of the finest map, doubled at each coarser one up to `max_channels`. norm: normalisation before
+    every ReLU.
     """
 
     def __init__(
@@ -56,11 +57,11 @@ class ResNetGenerator(Generator):
 
 
 class ResNetDiscriminator(Discriminator):
-    """A residual block that halves the size per stage and one that keeps it, global sum, projection head.
+    """A residual block that halves the size per stage, one that keeps it, a sum over pixels, and a projection head.
 
-    channels, max_channels: as for the generator. norm: in all blocks but the first. spectral_norm: keep
-    the largest singular value of every weight at 1. minibatch: what looks at several samples together
-    before the head.
+    channels, max_channels: as for the generator. norm: normalisation in all blocks but the first. spectral_norm:
+    whether the largest singular value of every weight is kept at 1. minibatch: the layer before the head that compares
+    the samples of a batch (see `minibatch_layer`).
     """
 
     def __init__(
@@ -95,9 +96,9 @@ class ResNetDiscriminator(Discriminator):
 
 
 class _Block(nn.Module):
-    """norm, ReLU, 3x3 convolution, norm, ReLU, 3x3 convolution, beside a shortcut.
+    """The sum of a shortcut and of norm, ReLU, 3x3 convolution, norm, ReLU, 3x3 convolution.
 
-    activate: False where the input is an image, of which ReLU would lose half.
+    activate: whether the first norm and ReLU are there; False for images, whose negative pixels ReLU would drop.
     """
 
     def __init__(
@@ -106,9 +107,9 @@ class _Block(nn.Module):
         super().__init__()
         up = nn.Upsample(scale_factor=2) if resize == "up" else nn.Identity()
         down = nn.AvgPool2d(2) if resize == "down" else nn.Identity()
-        bias = norm == "none"  # normalisation would take it away again
+        bias = norm == "none"  # normalisation subtracts a bias
         self.residual = nn.Sequential(
-            # Not in place: the shortcut reads the same input.
+            # This ReLU is not in place, because the shortcut reads the same input.
             *([make_norm(norm, before), nn.ReLU()] if activate else []),
             up,
             he_(nn.Conv2d(before, after, 3, padding=1, bias=bias), slope=0),
@@ -117,10 +118,10 @@ class _Block(nn.Module):
             he_(nn.Conv2d(after, after, 3, padding=1), slope=0),
             down,
         )
-        # A 1x1 convolution commutes with both ways to resize, and is cheapest on the smaller map.
-        same = before == after and resize == "keep"
-        mix = nn.Identity() if same else he_(nn.Conv2d(before, after, 1), slope=1)
-        self.shortcut = nn.Sequential(down, mix, up)
+        # A 1x1 convolution commutes with up- and downsampling, and is cheapest on the smaller map.
+        is_identity = before == after and resize == "keep"
+        project = nn.Identity() if is_identity else he_(nn.Conv2d(before, after, 1), slope=1)
+        self.shortcut = nn.Sequential(down, project, up)
 
     def forward(self, x: Tensor) -> Tensor:
         total: Tensor = self.residual(x) + self.shortcut(x)

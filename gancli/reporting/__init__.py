@@ -1,1 +1,1 @@
-"""Pictures and pages: image grids, plots with axes, and HTML."""
+"""Image grids, plots, and HTML pages."""

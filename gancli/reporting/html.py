@@ -1,4 +1,4 @@
-"""Tables and pictures, and a page of them: one HTML file that needs no other."""
+"""HTML pages of tables, images and text; a page is one file that refers to no other."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ pre { overflow-x: auto; background: var(--soft); padding: .7rem; font-size: .8re
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text under a head, all of the same length."""
+    """Rows of text below a head; every row is as long as the head."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
     caption: str = ""
 
     def lines(self) -> list[str]:
-        """The table for a terminal: the first column to the left, the others to the right."""
+        """Returns the table for a terminal: the first column aligned left, the others right."""
         widths = [max(map(len, column)) for column in zip(self.head, *self.rows, strict=True)]
         return [
             "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
@@ -41,8 +41,8 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A PNG."""
+class Image:
+    """An image with a caption. png: the bytes of the file."""
 
     png: bytes
     caption: str = ""
@@ -50,17 +50,17 @@ class Picture:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Pictures to be compared, side by side."""
+    """Images to be compared, side by side."""
 
-    pictures: Sequence[Picture]
+    images: Sequence[Image]
 
 
-Part = Table | Picture | Gallery | str
+Part = Table | Image | Gallery | str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A part of the page. statement: what is to be seen, in two lines. commands: that showed it."""
+    """A section of the page. statement: what the parts show, in two lines. commands: that computed the parts."""
 
     title: str
     parts: Sequence[Part]
@@ -68,10 +68,10 @@ class Section:
     commands: Sequence[str] = field(default_factory=list)
 
 
-def page(title: str, introduction: str, sections: Sequence[Section]) -> str:
-    """The whole file."""
-    links = "\n".join(f'<a href="#{index}">{escape(each.title)}</a>' for index, each in enumerate(sections))
-    bodies = "\n".join(_section(index, each) for index, each in enumerate(sections))
+def render_page(title: str, introduction: str, sections: Sequence[Section]) -> str:
+    """Returns the HTML file, with a table of contents. All texts are escaped."""
+    links = "\n".join(f'<a href="#{index}">{escape(section.title)}</a>' for index, section in enumerate(sections))
+    bodies = "\n".join(_render_section(index, section) for index, section in enumerate(sections))
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{escape(title)}</title><style>{_STYLE}</style></head><body>
@@ -83,24 +83,24 @@ def page(title: str, introduction: str, sections: Sequence[Section]) -> str:
 """
 
 
-def _section(index: int, section: Section) -> str:
-    parts = "\n".join(_part(part) for part in section.parts)
-    said = f'<p class="statement">{escape(section.statement)}</p>' if section.statement else ""
-    commands, behind = escape("\n".join(section.commands)), ""
+def _render_section(index: int, section: Section) -> str:
+    parts = "\n".join(_render_part(part) for part in section.parts)
+    statement = f'<p class="statement">{escape(section.statement)}</p>' if section.statement else ""
+    commands, details = escape("\n".join(section.commands)), ""
     if commands:
-        behind = f"<details><summary>The runs behind it</summary><pre>{commands}</pre></details>"
-    return f'<section id="{index}"><h2>{escape(section.title)}</h2>\n{said}\n{parts}\n{behind}</section>'
+        details = f"<details><summary>Commands of these runs</summary><pre>{commands}</pre></details>"
+    return f'<section id="{index}"><h2>{escape(section.title)}</h2>\n{statement}\n{parts}\n{details}</section>'
 
 
-def _part(part: Part) -> str:
+def _render_part(part: Part) -> str:
     if isinstance(part, str):
         return f"<p>{escape(part)}</p>"
-    if isinstance(part, Picture):
+    if isinstance(part, Image):
         data = base64.b64encode(part.png).decode()
         caption = f"<figcaption>{escape(part.caption)}</figcaption>"
         return f'<figure><img alt="{escape(part.caption)}" src="data:image/png;base64,{data}">{caption}</figure>'
     if isinstance(part, Gallery):
-        return f'<div class="gallery">{"".join(map(_part, part.pictures))}</div>'
+        return f'<div class="gallery">{"".join(map(_render_part, part.images))}</div>'
     head = "".join(f"<th>{escape(cell)}</th>" for cell in part.head)
     body = "\n".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in part.rows)
     caption = f"<figcaption>{escape(part.caption)}</figcaption>" if part.caption else ""

@@ -1,4 +1,4 @@
-"""A chapter of the report: a statement of the theory, the runs that show it, and what they showed."""
+"""The base class of the report's chapters, and what they share: experiments, reading of run folders, table cells."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gancli.reporting.html import Picture, Section, Table
+from gancli.reporting.html import Image, Part, Section
 from gancli.training.run_folder import RunFolder
+
+DONE_FILE = "done.json"  # in the run folder of an experiment that ended: images, overrides, and how it ended
 
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """A run: what to type after `gancli train`, and after `gancli evaluate run=…`, or None for nothing.
+    """A run that a chapter needs.
 
-    name: its folder. minutes: about how long it takes, to start the longest first.
+    name: of its folder. overrides: of `gancli train`. evaluate: overrides of `gancli evaluate` after the training; None
+    for no evaluation. minutes: estimated duration; long runs start first.
     """
 
     name: str
@@ -28,8 +31,10 @@ class Experiment:
 
 
 class Chapter(ABC):
-    """seeds: runs of each method where chance matters. length: factor on that of every run; in shortened ones the
-    theory's limits are not reached, so a chapter gives no verdict on them.
+    """A statement of the theory, and the runs that test it.
+
+    seeds: runs of each method whose outcome depends on chance. length: factor on the length of every run; runs
+    shortened by it need not reach the limits that the theory speaks of, so no chapter judges them.
     """
 
     title: str
@@ -40,62 +45,63 @@ class Chapter(ABC):
 
     @abstractmethod
     def experiments(self) -> list[Experiment]:
-        """The runs it needs."""
+        """Returns the runs that the chapter needs."""
 
     @abstractmethod
-    def parts(self, folder: Path) -> list[Table | Picture | str]:
-        """What the runs in `folder`, one folder each by its name, have shown."""
+    def parts(self, folder: Path) -> list[Part]:
+        """Returns the tables, images and sentences about the runs in `folder`, each in a folder of its name."""
 
     def section(self, folder: Path) -> Section:
-        """The chapter's place in the report."""
-        commands = [f"gancli train {' '.join(self._words(each, folder))}" for each in self.experiments()]
+        """Returns the chapter's section of the report."""
+        commands = [
+            f"gancli train {' '.join(self._actual_overrides(experiment, folder))}" for experiment in self.experiments()
+        ]
         return Section(title=self.title, statement=self.statement, parts=self.parts(folder), commands=commands)
 
-    def _words(self, experiment: Experiment, folder: Path) -> list[str]:
-        """What to type for the run as it was made, however long."""
-        images = None if self.length == 1 else _done(folder / experiment.name).get("images")
+    def _actual_overrides(self, experiment: Experiment, folder: Path) -> list[str]:
+        """Returns the overrides with the length that the run really had."""
+        images = None if self.length == 1 else read_done(folder / experiment.name).get("images")
         if images is None:
             return list(experiment.overrides)
-        return [
-            *(word for word in experiment.overrides if not word.startswith("train.images=")),
-            f"train.images={images}",
-        ]
+        others = (override for override in experiment.overrides if not override.startswith("train.images="))
+        return [*others, f"train.images={images}"]
 
 
-def diverged(run: Path) -> bool:
-    """Whether a loss or a gradient was no longer finite, so that the run ended before its time."""
-    return str(_done(run).get("ended")).startswith("ended: ")
-
-
-def _done(run: Path) -> dict[str, Any]:
-    file = run / "done.json"
+def read_done(run: Path) -> dict[str, Any]:
+    """Returns the content of the run's done.json; an empty dict for a run that has not ended."""
+    file = run / DONE_FILE
     return dict(json.loads(file.read_text())) if file.exists() else {}
 
 
-def numbers(run: Path, diagnostic: str) -> dict[str, Any]:
-    """Returns what a diagnostic found in a run; nothing where the run ended before."""
+def diverged(run: Path) -> bool:
+    """Whether the run ended early because a loss or a gradient was not finite."""
+    return str(read_done(run).get("ended")).startswith("ended: ")
+
+
+def diagnostic_numbers(run: Path, diagnostic: str) -> dict[str, Any]:
+    """Returns the numbers of a run's diagnostic; an empty dict where the run did not get that far."""
     return dict(RunFolder(run).read_diagnostic(diagnostic).get("numbers", {}))
 
 
-def picture(run: Path, name: str, caption: str = "") -> list[Table | Picture | str]:
-    """Returns a PNG of the run's folder, where there is one."""
-    file = run / name
-    return [Picture(file.read_bytes(), caption)] if file.exists() else []
+def images_of(run: Path, file: str, caption: str) -> list[Part]:
+    """Returns the run's PNG `file`; an empty list where it does not exist."""
+    path = run / file
+    return [Image(path.read_bytes(), caption)] if path.exists() else []
 
 
-def evaluated(run: Path) -> dict[str, float]:
-    """Returns the last evaluation's values; nothing where there was none."""
+def last_evaluation(run: Path) -> dict[str, float]:
+    """Returns the values of the run's last evaluation; an empty dict for none."""
     rows = RunFolder(run).read_evaluations()
     return dict(rows[-1]["values"]) if rows else {}
 
 
-def number(value: Any, digits: int = 3) -> str:
-    """A cell; a dash for nothing."""
+def format_number(value: Any, digits: int = 3) -> str:
+    """Returns a table cell: `digits` significant digits, a string as it is, a dash for None."""
     return "–" if value is None else value if isinstance(value, str) else f"{value:.{digits}g}"
 
 
-def spread(values: Iterable[float]) -> str:
-    """ "7.2 ± 0.4": mean and standard deviation; a dash for nothing."""
+def format_spread(values: Iterable[float]) -> str:
+    """Returns mean and standard deviation, as "7.2 ± 0.4"; the value alone for one, a dash for none."""
     known = list(values)
     if not known:
         return "–"

@@ -1,4 +1,4 @@
-"""Capacity and data: too small underfits, too large for the data memorises."""
+"""Capacity: networks that are too small underfit; networks that are too large for the data memorise it."""
 
 from __future__ import annotations
 
@@ -6,52 +6,53 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gancli.reporting.html import Picture, Table
-from gancli.reporting.image_grids import png
-from gancli.reporting.plots import BLUE, GREY, RED, drawn, figure
-from gancli.theory.base import Chapter, Experiment, evaluated, number, picture
+from gancli.reporting.html import Image, Part, Table
+from gancli.reporting.image_grids import encode_png
+from gancli.reporting.plots import BLUE, GREY, RED, figure, render
+from gancli.theory.base import Chapter, Experiment, format_number, images_of, last_evaluation
 from gancli.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-NAN = float("nan")  # of a run that ended before
-MEASURE = ("metric=[fid,memorisation]", "reference=holdout", "count=2_000")
-_HEAD = [
-    "FID to held-out images",
-    "D: training images are real",
-    "D: held-out ones are",
-    "gap",
-    "nearer to train",
-    "copies",
-]
+Values = Mapping[str, float]
+DISTANCE = "fd_classifier"  # in features of the classifier that the experiment chooses
+EVALUATION = ("metric=[fid,memorisation]", "reference=holdout", "count=2_000")
+COLUMNS = {  # head of a column -> key of the value
+    "Fréchet distance to held-out images": DISTANCE,
+    "D: training images are real": "on_train",
+    "D: held-out ones are": "on_holdout",
+    "gap": "gap",
+    "nearer to train": "nearer_to_train",
+    "copies": "closer_than_holdout",
+}
 
 
-def _last(run: Path) -> dict[str, float]:
-    """What the evaluation says, and how often D took images for real in the last tenth of the log."""
-    found, log = evaluated(run), RunFolder(run).read_metrics()
-    if not log:  # it ended before its first row
-        return found
-    late = log[-max(1, len(log) // 10) :]
-    held, gap = (sum(row[f"accuracy/{name}"] for row in late) / len(late) for name in ("holdout", "gap"))
-    return found | {"on_train": held + gap, "on_holdout": held, "gap": gap}
+def final_values(run: Path) -> dict[str, float]:
+    """Returns the last evaluation, and the shares of real images that D took for real in the last tenth of the log."""
+    values, rows = last_evaluation(run), RunFolder(run).read_metrics()
+    if not rows:  # the run ended before its first row
+        return values
+    late = rows[-max(1, len(rows) // 10) :]
+    holdout, gap = (sum(row[f"accuracy/{name}"] for row in late) / len(late) for name in ("holdout", "gap"))
+    return values | {"on_train": holdout + gap, "on_holdout": holdout, "gap": gap}
 
 
-def _cells(found: dict[str, float]) -> list[str]:
-    shown = ("fid", "on_train", "on_holdout", "gap", "nearer_to_train", "closer_than_holdout")
-    return [number(found.get(name)) for name in shown]
+def table_cells(values: Values) -> list[str]:
+    """Returns one cell for each of `COLUMNS`."""
+    return [format_number(values.get(key)) for key in COLUMNS.values()]
 
 
 class Capacity(Chapter):
-    """A sweep over the widths of both networks on few images, and one of them wide alone."""
+    """A sweep over the width of both networks on few images, and pairs in which only one of them is wide."""
 
     title = "Capacity"
     statement = (
         "With enough capacity the saddle point is p = q; with too little the generator cannot get there. "
-        "With too much for the data, D learns the training images by heart, and then so does G."
+        "With too much for the data, D memorises the training images, and then so does G."
     )
     widths = (4, 16, 64, 256)
-    small, large = 16, 256  # of the pairs that tell whose size matters
+    small, large = 16, 256  # of the pairs of unequal networks
 
     @property
     def pairs(self) -> list[tuple[int, int]]:
@@ -61,107 +62,67 @@ class Capacity(Chapter):
     def experiments(self) -> list[Experiment]:
         return [
             Experiment(
-                name=_capacity(pair),
+                name=_folder_name(pair),
                 overrides=(
                     "experiment=capacity",
                     f"network.generator.width={pair[0]}",
                     f"network.discriminator.width={pair[1]}",
                 ),
-                evaluate=MEASURE,
+                evaluate=EVALUATION,
                 minutes=0.3 + max(pair) / 200,
             )
             for pair in self.pairs
         ]
 
-    def parts(self, folder: Path) -> list[Table | Picture | str]:
-        found = {pair: _last(folder / _capacity(pair)) for pair in self.pairs}
-        lines = [[*map(str, pair), *_cells(values)] for pair, values in found.items()]
-        parts: list[Table | Picture | str] = [
-            Picture(png(drawn(self._figure(found))), "quality, D's advantage and memorisation, both players as wide"),
-            Table(["width of G", "of D", *_HEAD], lines),
+    def parts(self, folder: Path) -> list[Part]:
+        values = {pair: final_values(folder / _folder_name(pair)) for pair in self.pairs}
+        rows = [[*map(str, pair), *table_cells(pair_values)] for pair, pair_values in values.items()]
+        plot = encode_png(render(self._plot(values)))
+        parts: list[Part] = [
+            Image(plot, "quality, D's advantage and memorisation; both networks of the same width"),
+            Table(["width of G", "of D", *COLUMNS], rows),
         ]
-        parts += self._whose(found)
+        parts += self._compare_pairs(values)
         for width in (self.widths[0], self.widths[-1]):
-            parts += picture(folder / _capacity((width, width)), "samples.png", f"samples at width {width}")
+            parts += images_of(folder / _folder_name((width, width)), "samples.png", f"samples at width {width}")
         return parts
 
-    def _whose(self, found: Mapping[tuple[int, int], Mapping[str, float]]) -> list[str]:
-        """What a larger G alone does, and a larger D alone; nothing where a run is missing."""
-        grown = [(self.small, self.small), (self.large, self.small), (self.small, self.large), (self.large, self.large)]
-        if not all("fid" in found[pair] and "nearer_to_train" in found[pair] for pair in grown):
+    def _compare_pairs(self, values: Mapping[tuple[int, int], Values]) -> list[str]:
+        """Returns a sentence on the effect of a larger G alone and of a larger D alone; none where a run is missing."""
+        small, large = self.small, self.large
+        pairs = [(small, small), (large, small), (small, large), (large, large)]
+        if not all(DISTANCE in values[pair] and "nearer_to_train" in values[pair] for pair in pairs):
             return []
-        fid, near = ([found[pair][key] for pair in grown] for key in ("fid", "nearer_to_train"))
-        gain, other = ("G", "D") if fid[1] < fid[2] else ("D", "G")
+        fd, nearer = ([values[pair][key] for pair in pairs] for key in (DISTANCE, "nearer_to_train"))
+        first, second = ("G", "D") if fd[1] < fd[2] else ("D", "G")
         return [
-            f"From width {self.small} to {self.large}, the FID goes from {fid[0]:.3g} to {fid[1]:.3g} with a larger G "
-            f"alone, to {fid[2]:.3g} with a larger D alone and to {fid[3]:.3g} with both: the size of {gain} matters "
-            f"more than that of {other} here. Nearer to a training image than to a held-out one are {near[0]:.0%}, "
-            f"{near[1]:.0%}, {near[2]:.0%} and {near[3]:.0%} of the samples."
+            f"From width {small} to {large}, the Fréchet distance goes from {fd[0]:.3g} to {fd[1]:.3g} with a larger G "
+            f"alone, to {fd[2]:.3g} with a larger D alone and to {fd[3]:.3g} with both: the size of {first} matters "
+            f"more than that of {second} here. The share of samples that are nearer to a training image than to a "
+            f"held-out one is {nearer[0]:.0%}, {nearer[1]:.0%}, {nearer[2]:.0%} and {nearer[3]:.0%}."
         ]
 
-    def _figure(self, found: Mapping[tuple[int, int], Mapping[str, float]]) -> Figure:
-        made, (quality, players, copies) = figure(3, width=3.8, height=3.4)
-        for axis in (quality, players, copies):  # limits of its own: without data a logarithm has none
+    def _plot(self, values: Mapping[tuple[int, int], Values]) -> Figure:
+        plot, (quality, accuracy, nearer) = figure(3, width=3.8, height=3.4)
+        for axis in (quality, accuracy, nearer):  # explicit limits: a logarithmic axis without data has none
             axis.set(xscale="log", xlabel="width", xlim=(self.widths[0] / 1.5, self.widths[-1] * 1.5))
 
-        def of(key: str) -> list[float]:
-            return [found[width, width].get(key, NAN) for width in self.widths]
+        def series(key: str) -> list[float]:
+            return [values[width, width].get(key, float("nan")) for width in self.widths]
 
-        quality.plot(self.widths, of("fid"), "o-", color=BLUE)
-        quality.set(title="FID to held-out images")
-        if any(value > 0 for value in of("fid")):  # else there is nothing to scale
+        quality.plot(self.widths, series(DISTANCE), "o-", color=BLUE)
+        quality.set(title="Fréchet distance to held-out images")
+        if any(value > 0 for value in series(DISTANCE)):  # a logarithmic axis needs a positive value
             quality.set_yscale("log")
-        players.plot(self.widths, of("on_train"), "o-", color=BLUE, label="training images")
-        players.plot(self.widths, of("on_holdout"), "o-", color=RED, label="held-out images")
-        players.set(title="D says real of", ylim=(0, 1.02))
-        players.legend(frameon=False)
-        copies.plot(self.widths, of("nearer_to_train"), "o-", color=BLUE)
-        copies.axhline(0.5, color=GREY, linestyle="--", linewidth=0.8)
-        copies.set(title="samples nearer to a training image", ylim=(0, 1.02))
-        return made
+        accuracy.plot(self.widths, series("on_train"), "o-", color=BLUE, label="training images")
+        accuracy.plot(self.widths, series("on_holdout"), "o-", color=RED, label="held-out images")
+        accuracy.set(title="share that D takes for real", ylim=(0, 1.02))
+        accuracy.legend(frameon=False)
+        nearer.plot(self.widths, series("nearer_to_train"), "o-", color=BLUE)
+        nearer.axhline(0.5, color=GREY, linestyle="--", linewidth=0.8)
+        nearer.set(title="samples nearer to a training image", ylim=(0, 1.02))
+        return plot
 
 
-def _capacity(pair: tuple[int, int]) -> str:
+def _folder_name(pair: tuple[int, int]) -> str:
     return "capacity-" + "-".join(map(str, dict.fromkeys(pair)))
-
-
-class Memorisation(Chapter):
-    """The same networks on few and on many images."""
-
-    title = "Memorisation"
-    statement = (
-        "A generator that has seen few images can win by handing them out again. Held-out images tell: its samples "
-        "are then nearer to training images than new images are, and D is right on those it trained on only."
-    )
-    limits = (100, 400, None)
-
-    def experiments(self) -> list[Experiment]:
-        return [
-            Experiment(
-                name=f"memorisation-{limit or 'all'}",
-                overrides=(
-                    "experiment=capacity",
-                    "network.generator.width=256",
-                    "network.discriminator.width=256",
-                    f"dataset.limit={limit or 'null'}",
-                ),
-                evaluate=MEASURE,
-                minutes=1.5,
-            )
-            for limit in self.limits
-        ]
-
-    def parts(self, folder: Path) -> list[Table | Picture | str]:
-        lines, sheets = [], []
-        for limit in self.limits:
-            run = folder / f"memorisation-{limit or 'all'}"
-            lines.append([str(limit or "all"), *_cells(_last(run))])
-            for file in sorted((run / "samples").glob("neighbours-*.png"))[-1:]:
-                caption = "a sample, its four nearest training images, its four nearest held-out images"
-                sheets.append(Picture(file.read_bytes(), f"{limit or 'all'} training images, row by row: {caption}"))
-        return [
-            Table(
-                ["training images", *_HEAD], lines, "copies: closer to training images than new images are; 0.5 is none"
-            ),
-            *sheets,
-        ]

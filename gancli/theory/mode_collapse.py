@@ -1,4 +1,4 @@
-"""Mode collapse on the ring, and what is done against it."""
+"""Mode collapse on a ring of Gaussians, and methods against it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gancli.reporting.html import Picture, Table
-from gancli.reporting.image_grids import png
-from gancli.reporting.plots import BLUE, GREY, RED, drawn, figure
-from gancli.theory.base import Chapter, Experiment, diverged, evaluated, picture, spread
+from gancli.reporting.html import Image, Part, Table
+from gancli.reporting.image_grids import encode_png
+from gancli.reporting.plots import BLUE, GREY, RED, figure, render
+from gancli.theory.base import Chapter, Experiment, diverged, format_spread, images_of, last_evaluation
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,30 +27,31 @@ METHODS: dict[str, tuple[str, ...]] = {
     "minimax loss, no remedy": ("loss=minimax",),
 }
 MODES = 8
-_COLUMNS = {
+COLUMNS = {  # head of a column -> value of the evaluation
     "modes hit": "modes",
     "modes held": "modes_held",
     "high quality": "high_quality",
     "diversity": "diversity",
     "reverse KL": "reverse_kl",
 }
-_GOOD = 0.5  # share of samples of high quality below which a run shows no modes, so none that it lost
-_AWAY = 3.0  # variance over that of real samples from which on G has left the picture
+_MIN_QUALITY = 0.5  # share of high-quality samples below which modes cannot be told apart
+_MAX_DIVERSITY = 3.0  # variance over that of real samples above which the generator has left the data
 
 
 class ModeCollapse(Chapter):
-    """Modes of eight found, method by method."""
+    """How many of eight modes each method finds, over several seeds."""
 
     title = "Mode collapse"
     statement = (
-        "Nothing in the game asks for variety: G may put all of its samples where D errs most just now, and lose the "
-        "other modes for good. Smoothing D, showing it several samples at once, or judging pairs is said to help."
+        "Nothing in the game asks for variety: G may put all of its samples where D errs most at present, and lose the "
+        "other modes for good. A smoother D, a D that sees several samples at once, or one that compares real samples "
+        "with generated ones is said to help."
     )
 
     def experiments(self) -> list[Experiment]:
         return [
             Experiment(
-                name=_name(method, seed),
+                name=_folder_name(method, seed),
                 overrides=("experiment=mode_collapse", f"seed={seed}", *overrides),
                 minutes=0.3,
             )
@@ -58,98 +59,99 @@ class ModeCollapse(Chapter):
             for seed in range(self.seeds)
         ]
 
-    def parts(self, folder: Path) -> list[Table | Picture | str]:
-        runs = {method: [folder / _name(method, seed) for seed in range(self.seeds)] for method in METHODS}
-        found = {method: [_values(run) for run in some] for method, some in runs.items()}
-        lines, samples = [], []
-        for method, some in runs.items():
-            cells = [spread(each[key] for each in found[method] if key in each) for key in _COLUMNS.values()]
-            lines.append([method, _counted(some, found[method]), *cells])
-            samples += picture(some[0], "samples.png", f"{method}, seed 0: samples over the density")
+    def parts(self, folder: Path) -> list[Part]:
+        runs = {method: [folder / _folder_name(method, seed) for seed in range(self.seeds)] for method in METHODS}
+        values = {method: [_final_values(run) for run in seeds] for method, seeds in runs.items()}
+        rows: list[list[str]] = []
+        samples: list[Part] = []
+        for method, seeds in runs.items():
+            cells = [format_spread(v[key] for v in values[method] if key in v) for key in COLUMNS.values()]
+            outcomes = [
+                "diverged" if diverged(run) else outcome(v) for run, v in zip(seeds, values[method], strict=True)
+            ]
+            rows.append([method, _count(outcomes), *cells])
+            samples += images_of(seeds[0], "samples.png", f"{method}, seed 0: samples over the density")
         caption = (
             f"mean ± standard deviation over seeds; of {MODES} modes, hit by any sample within 3 σ, and held by 1 % of "
             "the samples there; high quality: share within 3 σ; diversity: variance over that of real samples"
         )
+        plot = encode_png(render(_plot(values)))
         return [
-            Table(["method", "runs", *_COLUMNS], lines, caption),
-            helped(found),
-            Picture(png(drawn(_figure(found))), "modes and quality by method, with the standard deviation over seeds"),
+            Table(["method", "runs", *COLUMNS], rows, caption),
+            compare_with_baseline(values),
+            Image(plot, "modes and quality of each method, with the standard deviation over seeds"),
             *samples,
         ]
 
 
 def outcome(values: Values) -> str:
-    """What became of a run, in words, from its last evaluation; nothing where there was none.
+    """Returns the outcome of a run in words, from its last evaluation; "no result" for an empty one.
 
-    A collapsed run has good samples, but of at most half of the modes.
+    A collapsed run has good samples, but holds at most half of the modes.
     """
     if not values:
         return "no result"
-    if not values["diversity"] <= _AWAY:  # nor is a NaN
-        return "ran away"
-    if values["high_quality"] < _GOOD:
-        return "not sharp"
+    if not values["diversity"] <= _MAX_DIVERSITY:  # written so that NaN counts as too large
+        return "left the data"
+    if values["high_quality"] < _MIN_QUALITY:
+        return "low quality"
     held = values["modes_held"]
     return "all modes" if held >= MODES else "collapsed" if held <= MODES / 2 else "modes lost"
 
 
-def helped(found: Mapping[str, Sequence[Values]]) -> str:
-    """Which methods hold more modes than the plain game, by more than both standard deviations together."""
-    held = {name: [each["modes_held"] for each in some if each] for name, some in found.items()}
-    plain = held.pop(BASELINE)
-    if not plain:
-        return f"Nothing can be said of what helps: no run with {BASELINE} came to its end."
+def compare_with_baseline(values: Mapping[str, Sequence[Values]]) -> str:
+    """Returns which methods hold more modes than the plain game, by more than both standard deviations together."""
+    held = {method: [v["modes_held"] for v in seeds if v] for method, seeds in values.items()}
+    baseline = held.pop(BASELINE)
+    if not baseline:
+        return f"The methods cannot be compared: no run with {BASELINE} finished."
     better: list[str] = []
-    other: list[str] = []
-    for name, values in held.items():
-        if values:
-            gain = statistics.mean(values) - statistics.mean(plain)
-            (better if gain > _deviation(values) + _deviation(plain) else other).append(name)
-    said = f"With {BASELINE}, {spread(plain)} of {MODES} modes were held ({_words(map(outcome, found[BASELINE]))}). "
+    others: list[str] = []
+    for method, counts in held.items():
+        if counts:
+            gain = statistics.mean(counts) - statistics.mean(baseline)
+            (better if gain > _deviation(counts) + _deviation(baseline) else others).append(method)
     return (
-        f"{said}More, beyond both spreads, with: {', '.join(better) or 'none'}. "
-        f"Not so with: {', '.join(other) or 'none'}."
+        f"With {BASELINE}, {format_spread(baseline)} of {MODES} modes were held "
+        f"({_count(map(outcome, values[BASELINE]))}). More, by more than both standard deviations, with: "
+        f"{', '.join(better) or 'none'}. Not so with: {', '.join(others) or 'none'}."
     )
 
 
-def _values(run: Path) -> Values:
-    """The last evaluation of a run that came to its end."""
-    return {} if diverged(run) else evaluated(run)
+def _final_values(run: Path) -> Values:
+    """Returns the last evaluation of a run; an empty dict for a run that diverged."""
+    return {} if diverged(run) else last_evaluation(run)
 
 
-def _counted(runs: Sequence[Path], found: Sequence[Values]) -> str:
-    """ "4 collapsed, 1 diverged"."""
-    return _words("diverged" if diverged(run) else outcome(each) for run, each in zip(runs, found, strict=True))
-
-
-def _words(outcomes: Iterable[str]) -> str:
-    return ", ".join(f"{count} {what}" for what, count in Counter(outcomes).most_common())
+def _count(outcomes: Iterable[str]) -> str:
+    """Returns text such as "4 collapsed, 1 diverged"."""
+    return ", ".join(f"{count} {name}" for name, count in Counter(outcomes).most_common())
 
 
 def _deviation(values: Sequence[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def _figure(found: Mapping[str, Sequence[Values]]) -> Figure:
-    """Bars from left to right, a method in each row: modes held (and hit), and share of high quality."""
-    made, (modes, quality) = figure(2)
-    known = {name: [each for each in some if each] for name, some in found.items()}
-    for row, some in enumerate(known.values()):
+def _plot(values: Mapping[str, Sequence[Values]]) -> Figure:
+    """Draws a row of bars for each method: modes held, with modes hit, and the share of high-quality samples."""
+    plot, (modes, quality) = figure(2)
+    finished = {method: [v for v in seeds if v] for method, seeds in values.items()}
+    for row, seeds in enumerate(finished.values()):
+        if not seeds:
+            continue
         for axis, key, color in ((modes, "modes_held", BLUE), (quality, "high_quality", RED)):
-            if some:
-                values = [each[key] for each in some]
-                bars = {"color": color, "ecolor": GREY, "capsize": 4}
-                axis.barh(row, statistics.mean(values), xerr=_deviation(values), height=0.6, **bars)
-        if some:
-            hit = statistics.mean(each["modes"] for each in some)
-            modes.plot(hit, row, "D", color=BLUE, markerfacecolor="white")
+            heights = [v[key] for v in seeds]
+            style = {"color": color, "ecolor": GREY, "capsize": 4}
+            axis.barh(row, statistics.mean(heights), xerr=_deviation(heights), height=0.6, **style)
+        hit = statistics.mean(v["modes"] for v in seeds)
+        modes.plot(hit, row, "D", color=BLUE, markerfacecolor="white")
     for axis in (modes, quality):
-        axis.set_yticks(range(len(known)), list(known) if axis is modes else [""] * len(known))
+        axis.set_yticks(range(len(finished)), list(finished) if axis is modes else [""] * len(finished))
         axis.invert_yaxis()
     modes.set(title=f"modes held, of {MODES} (diamonds: hit)", xlim=(0, MODES + 0.5))
-    quality.set(title="share of samples of high quality", xlim=(0, 1.05))
-    return made
+    quality.set(title="share of high-quality samples", xlim=(0, 1.05))
+    return plot
 
 
-def _name(method: str, seed: int) -> str:
+def _folder_name(method: str, seed: int) -> str:
     return "ring-" + "".join(c if c.isalnum() else "_" for c in method) + f"-{seed}"

@@ -6,7 +6,7 @@ import logging
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
@@ -185,6 +185,8 @@ class TrainingLogger:
             values = {key: value for key, value in leaves(self.settings) if isinstance(value, (bool, int, float, str))}
             for summary in hparams(values, {"loss/discriminator": 0.0, "loss/generator": 0.0, "accuracy/holdout": 0.0}):
                 writer._get_file_writer().add_summary(summary)
+        queue = writer._get_file_writer().event_writer._async_writer
+        queue._writer = queue._worker._record_writer = self._records = _RecordWriter(queue._writer)
         return writer
 
     def log_step(self, position: Position, record: Record) -> None:
@@ -208,6 +210,8 @@ class TrainingLogger:
     def log_values(self, position: Position, values: Mapping[str, float]) -> None:
         for name, value in values.items():
             self.writer.add_scalar(name, value, position.images)
+        if self._records.error is not None:
+            raise self._records.error
 
     def log_evaluation(self, position: Position, row: Row) -> None:
         self.folder.append_evaluation(row)
@@ -305,6 +309,33 @@ class TrainingLogger:
         array = image_grids.picture(samples.cpu(), density=self.dataset.density, limits=self.limits)
         self.writer.add_image(tag, array, position.images, dataformats="HWC")
         return array
+
+
+class _RecordWriter:
+    """TensorBoard's record writer. It keeps an error, such as of a full disk, for the training loop to raise.
+
+    TensorBoard writes in a thread of its own, where an error would only print a traceback.
+    """
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> None:
+        self._attempt(self.inner.write, data)
+
+    def flush(self) -> None:
+        self._attempt(self.inner.flush)
+
+    def close(self) -> None:
+        self._attempt(self.inner.close)
+
+    def _attempt(self, function: Callable[..., Any], *args: bytes) -> None:
+        if self.error is None:
+            try:
+                function(*args)
+            except OSError as error:
+                self.error = error
 
 
 def _first(batch: Batch, count: int, classes: int) -> Batch:

@@ -52,7 +52,7 @@ class Trainer:
         seed: int,
         batch_size: int = 128,
         accumulate: int = 1,
-        images: int | None = None,
+        images: int | None = 300_000,
         minutes: float | None = None,
         max_time: float | None = None,
     ) -> None:

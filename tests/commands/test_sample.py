@@ -1,4 +1,4 @@
-"""`gancli sample`: what it writes, and that image i depends on the seed and i alone."""
+"""`gancli sample`: what it writes, and that sample i depends on the seed and i alone."""
 
 import shutil
 from pathlib import Path
@@ -17,52 +17,52 @@ def arrays(cli, run, name, *overrides):
 
 
 def test_arrays_and_their_shapes(cli, trained):
-    got = arrays(cli, trained, "a", "count=10")
-    assert got["images"].shape == (10, 8, 8, 1) and got["images"].dtype == np.uint8
-    assert got["z"].shape == (10, 8) and got["z"].dtype == np.float32
-    assert got["labels"].tolist() == [-1] * 10
+    content = arrays(cli, trained, "a", "count=10")
+    assert content["images"].shape == (10, 8, 8, 1) and content["images"].dtype == np.uint8
+    assert content["z"].shape == (10, 8) and content["z"].dtype == np.float32
+    assert content["labels"].tolist() == [-1] * 10
 
 
 def test_an_image_does_not_depend_on_count_or_batch_size(cli, trained):
-    whole = arrays(cli, trained, "a", "count=70", "batch_size=64")
+    full = arrays(cli, trained, "a", "count=70", "batch_size=64")
     for name, count, batch_size in [("b", 70, 7), ("c", 5, 64), ("d", 1, 1), ("e", 64, 64)]:
         part = arrays(cli, trained, name, f"count={count}", f"batch_size={batch_size}")
-        assert np.array_equal(part["images"], whole["images"][:count])
-        assert np.array_equal(part["z"], whole["z"][:count])
+        assert np.array_equal(part["images"], full["images"][:count])
+        assert np.array_equal(part["z"], full["z"][:count])
 
 
-def test_the_seed_matters_and_so_do_the_weights(cli, trained):
+def test_images_depend_on_the_seed_and_on_the_weights(cli, trained):
     a = arrays(cli, trained, "a")["images"]
     assert not np.array_equal(a, arrays(cli, trained, "b", "seed=1")["images"])
     assert not np.array_equal(a, arrays(cli, trained, "c", "weights=raw")["images"])
     assert np.array_equal(a, arrays(cli, trained, "d")["images"])
 
 
-def test_noise_past_a_block_is_no_repetition(cli, trained):
+def test_noise_beyond_one_block_is_not_repeated(cli, trained):
     z = arrays(cli, trained, "a", "count=1030")["z"]
     assert len(np.unique(z, axis=0)) == 1030
 
 
-def test_truncation_keeps_to_the_middle(cli, trained):
+def test_truncated_noise_stays_in_the_middle_of_the_prior(cli, trained):
     assert np.abs(arrays(cli, trained, "a")["z"]).max() > 2
     assert np.abs(arrays(cli, trained, "b", "truncation=0.5")["z"]).max() <= 0.5
 
 
-def test_every_format_and_its_default_place(cli, trained, tmp_path):
+def test_every_format_is_written_into_the_run_folder_by_default(cli, trained, tmp_path):
     run = shutil.copytree(trained, tmp_path / "run")
     for kind, count in (("grid", 9), ("png", 3), ("gif", 2), ("npz", 2)):
         result = cli("sample", f"run={run}", f"format={kind}", f"count={count}")
         assert result.status == 0, result.err
-    made = {path.name.split("-")[0]: path for path in (run / "samples").iterdir()}
-    assert set(made) == {"grid", "png", "gif", "npz", "images"}
-    assert [p.name for p in sorted(made["png"].iterdir())] == ["00000.png", "00001.png", "00002.png"]
-    with Image.open(made["png"] / "00000.png") as image, np.load(made["npz"]) as file:
+    written = {path.name.split("-")[0]: path for path in (run / "samples").iterdir()}
+    assert set(written) == {"grid", "png", "gif", "npz", "images"}
+    assert [p.name for p in sorted(written["png"].iterdir())] == ["00000.png", "00001.png", "00002.png"]
+    with Image.open(written["png"] / "00000.png") as image, np.load(written["npz"]) as file:
         assert np.array_equal(np.asarray(image), file["images"][0, :, :, 0])
-    with Image.open(made["gif"]) as gif:
+    with Image.open(written["gif"]) as gif:
         assert gif.n_frames > 12
 
 
-def test_nothing_is_overwritten_silently(cli, trained):
+def test_a_file_that_exists_is_replaced_only_where_asked(cli, trained):
     Path("a.png").write_bytes(b"precious")
     result = cli("sample", f"run={trained}", "out=a.png")
     assert result.status == 2 and "overwrite=true" in result.err
@@ -71,7 +71,7 @@ def test_nothing_is_overwritten_silently(cli, trained):
     assert Path("a.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_labels_of_a_conditional_run(cli, train):
+def test_a_conditional_run_is_sampled_in_the_chosen_classes(cli, train):
     run = train("conditional=true")
     assert arrays(cli, run, "a", "count=12")["labels"].tolist() == [*range(10), 0, 1]
     assert arrays(cli, run, "b", "count=4", "labels=[3,5]")["labels"].tolist() == [3, 5, 3, 5]
@@ -79,16 +79,16 @@ def test_labels_of_a_conditional_run(cli, train):
     assert result.status == 2 and "classes of this run are 0 to 9" in result.err
 
 
-def test_points(cli):
+def test_points_are_sampled_as_arrays_or_a_plot(cli):
     words = [word for word in TINY if "channels" not in word]
     assert cli("train", *words, "dataset=gaussian_ring", "network=mlp", "hydra.run.dir=run").status == 0
-    got = arrays(cli, "run", "a", "count=5")
-    assert got["points"].shape == (5, 2) and got["points"].dtype == np.float32
+    points = arrays(cli, "run", "a", "count=5")["points"]
+    assert points.shape == (5, 2) and points.dtype == np.float32
     assert cli("sample", "run=run", "out=ring.png").status == 0
     assert cli("sample", "run=run", "format=gif").status == 2
 
 
-def test_a_checkpoint_by_its_number(cli, train):
+def test_a_checkpoint_is_chosen_by_its_number_of_images(cli, train):
     run = train("checkpoint.every=32")
     a, b = (arrays(cli, run, name, f"checkpoint={name}")["images"] for name in ("32", "64"))
     assert not np.array_equal(a, b)
@@ -107,7 +107,7 @@ def test_the_data_set_is_not_needed(cli, trained, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "foreign", ["os.system", "gancli.device.random.Random", "gancli.cli.os.system", "torch.hub.load"]
+    "foreign", ["os.system", "gancli.randomness.random.Random", "gancli.cli.os.system", "torch.hub.load"]
 )
 def test_a_run_folder_never_runs_foreign_code(cli, trained, tmp_path, foreign):
     run = shutil.copytree(trained, tmp_path / "run")

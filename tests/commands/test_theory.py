@@ -1,4 +1,4 @@
-"""`gancli theory`: of a run, and in experiments and a report of its own."""
+"""`gancli theory`: diagnostics of one run, and the report of its own experiments."""
 
 import json
 import re
@@ -9,63 +9,91 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from test_bad_input import refused
+from conftest import TINY
 
-from gancli.commands import theory
-from gancli.reporting.html import Picture, Section, Table, page
+from gancli import config
+from gancli.commands import check_settings, evaluate, theory
+from gancli.reporting.html import Image, Section, Table, render_page
 from gancli.theory import CHAPTERS
+from gancli.theory.base import Chapter, Experiment, format_number, last_evaluation
 
 
-class Balanced(HTMLParser):
-    """Whether tags close in order."""
+class TagChecker(HTMLParser):
+    """Fails unless tags are closed in order."""
 
-    alone = frozenset({"meta", "img", "br"})
+    void_tags = frozenset({"meta", "img", "br"})
 
     def __init__(self):
         super().__init__()
-        self.open = []
+        self.open_tags = []
 
     def handle_starttag(self, tag, attrs):
-        if tag not in self.world_size == 1:
-            self.open.append(tag)
+        if tag not in self.void_tags:
+            self.open_tags.append(tag)
 
     def handle_endtag(self, tag):
-        assert self.open.pop() == tag
+        assert self.open_tags.pop() == tag
+
+
+def check_page(text):
+    checker = TagChecker()
+    checker.feed(text)
+    assert not checker.open_tags
+    assert "http" not in re.sub(r'src="data:[^"]*"', "", text), "the page refers to no other"
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS)
-def test_every_experiment_of_a_chapter_composes(chapter):
-    from gancli import config
-    from gancli.commands import train
-
+def test_every_override_of_a_chapter_composes(chapter):
+    """Composes experiments until each override has been in one."""
     experiments = CHAPTERS[chapter](seeds=2).experiments()
-    assert len({each.name for each in experiments}) == len(experiments)
-    for each in experiments:
-        config.check(theory.compose("train", list(each.overrides)), train.SCHEMA)
+    assert len({experiment.name for experiment in experiments}) == len(experiments)
+    composed = set()
+    for experiment in experiments:
+        if not composed.issuperset(experiment.overrides):
+            composed.update(experiment.overrides)
+            config.check(config.compose("train", list(experiment.overrides)), check_settings.SCHEMA)
+    for overrides in {experiment.evaluate for experiment in experiments if experiment.evaluate}:
+        config.check(config.compose("evaluate", ["run=here", *overrides]), evaluate.SCHEMA)
 
 
-def test_the_report_of_two_chapters(cli):
-    words = ["chapters=[behaviour,memorisation]", "length=0.02", "jobs=1", "seeds=1", "out=it"]
+class DigitsChapter(Chapter):
+    """A chapter of one small run with an evaluation."""
+
+    title, statement = "Digits", "A small run."
+
+    def experiments(self):
+        measure = ("metric=[fid]", "metric/features=random", "count=40", "reference_count=100")
+        return [Experiment(name="digits", overrides=(*TINY, "train.images=3_200"), evaluate=measure)]
+
+    def parts(self, folder):
+        return [Table(["distance"], [[format_number(last_evaluation(folder / "digits").get("fd_random"), 6)]])]
+
+
+def test_a_report_is_written_from_its_runs_which_are_not_repeated(cli, monkeypatch):
+    monkeypatch.setitem(CHAPTERS, "digits", DigitsChapter)
+    words = ["chapters=[behaviour,digits]", "length=0.02", "jobs=1", "seeds=1", "out=it"]
     result = cli("theory", *words)
     assert result.status == 0, result.err
     text = Path("it/report.html").read_text()
-    Balanced().feed(text)
-    assert text.count("<section") == 2 and text.count("data:image/png;base64,") >= 3
-    assert "http" not in re.sub(r'src="data:[^"]*"', "", text), "it needs nothing from elsewhere"
-    found = json.loads(Path("it/runs/memorisation-100/evaluations.jsonl").read_text().splitlines()[-1])
-    assert f"{found['values']['fid']:.3g}" in text, "figures are the runs' own"
-    before = Path("it/runs/memorisation-100/metrics.jsonl").stat().st_mtime_ns
-    again = cli("theory", *words)
-    assert again.status == 0 and Path("it/runs/memorisation-100/metrics.jsonl").stat().st_mtime_ns == before
-    refused(cli("theory", *words, "length=0.03"), "out=it")
+    check_page(text)
+    assert text.count("<section") == 2 and "train.images=64" in text
+    run = Path("it/runs/digits")
+    (evaluation,) = map(json.loads, (run / "evaluations.jsonl").read_text().splitlines())
+    assert f"{evaluation['values']['fd_random']:.6g}" in text
+    before = (run / "metrics.jsonl").stat().st_mtime_ns
+    (experiment,) = DigitsChapter().experiments()
+    assert theory.run_experiment(experiment, run, length=0.02) == "already there"
+    assert (run / "metrics.jsonl").stat().st_mtime_ns == before
+    with pytest.raises(theory.UserError, match="out=it: digits there has other settings"):
+        theory.run_experiment(experiment, run, length=0.03)
 
 
-def test_a_run_is_looked_at_and_not_changed(cli, train):
+def test_diagnostics_of_a_run_leave_its_checkpoints_unchanged(cli, train):
     train("checkpoint.every=32")
     before = {path: path.read_bytes() for path in Path("run/checkpoints").iterdir()}
     result = cli("theory", "run=run", "diagnostic.eigenvalues.count=2", "diagnostic.eigenvalues.samples=4")
     assert result.status == 0, result.err
-    assert "left out, since they mean nothing here" in result.out + result.err
+    assert "skipped, as not defined for this run: behaviour, inverse_transform" in result.err
     names = {path.stem for path in Path("run/theory").glob("*.json")}
     assert names == {"objective", "eigenvalues", "path_angle"}
     numbers = json.loads(Path("run/theory/objective.json").read_text())["numbers"]
@@ -78,49 +106,44 @@ def test_a_run_is_looked_at_and_not_changed(cli, train):
     [
         (["chapters=[capacty]"], "did you mean capacity"),
         (["chapters=[]"], "chapters=[]"),
-        (["seeds=0"], "seeds=0"),
-        (["jobs=0"], "jobs=0"),
+        (["seeds=0"], "seeds=0: at least 1"),
+        (["jobs=0"], "jobs=0: at least 1"),
         (["length=0"], "length=0"),
         (["run=nowhere"], "run=nowhere"),
         (["diagnostic=[eigenvalue]"], "did you mean eigenvalues"),
-        (["run=.", "diagnostic.eigenvalues.count=0"], "count=0"),
+        (["run={trained}", "diagnostic.eigenvalues.count=0"], "diagnostic.eigenvalues.count=0: at least 1"),
     ],
 )
-def test_bad_input_is_refused_in_a_line(cli, trained, words, text):
-    refused(cli("theory", *(word.replace("run=.", f"run={trained}") for word in words)), text)
+def test_bad_settings_are_refused_without_a_traceback(cli, trained, words, text):
+    result = cli("theory", *(word.format(trained=trained) for word in words))
+    assert result.status == 2 and text in result.err and "Traceback" not in result.err
 
 
-def test_what_stands_on_the_page_is_escaped():
-    parts = ["a < b", Table(["<x>"], [["1 & 2"]], "<c>"), Picture(b"\x89PNG", '"quoted"')]
-    text = page(
-        "a < b", "c & d", [Section(title="<t>", statement="s < t", parts=parts, commands=["gancli train a=<b>"])]
-    )
-    Balanced().feed(text)
+def test_texts_on_the_page_are_escaped():
+    parts = ["a < b", Table(["<x>"], [["1 & 2"]], "<c>"), Image(b"\x89PNG", '"quoted"')]
+    section = Section(title="<t>", statement="s < t", parts=parts, commands=["gancli train a=<b>"])
+    text = render_page("a < b", "c & d", [section])
+    check_page(text)
     assert "<x>" not in text and "a &lt; b" in text and "1 &amp; 2" in text and "&quot;quoted&quot;" in text
     assert re.search(r'name="viewport"', text), "readable on a phone"
 
 
 @pytest.mark.slow
 def test_a_killed_report_leaves_no_process_behind(tmp_path):
-    """And what was trained is trained no more when it is said again: that is tested above."""
-    words = ["theory", "chapters=[memorisation]", "jobs=2", f"out={tmp_path}/it"]
+    words = ["theory", "chapters=[behaviour]", "length=100", "jobs=1", f"out={tmp_path}/it"]
     process = subprocess.Popen([sys.executable, "-m", "gancli", *words], stderr=subprocess.DEVNULL)
-
-    def children():
-        listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True).stdout
-        return [int(pid) for pid in listed.split() if Path(f"/proc/{pid}").exists()]
-
     try:
         began = time.monotonic()
         while not list(tmp_path.glob("it/runs/*/metrics.jsonl")):
             time.sleep(0.2)
             assert time.monotonic() - began < 120
-        workers = children()
-        assert len(workers) >= 2
+        listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True)
+        children = [Path("/proc", pid) for pid in listed.stdout.split()]
+        assert len(children) >= 2, "a worker, and the resource tracker of multiprocessing"
     finally:
         process.kill()
         process.wait()
     began = time.monotonic()
-    while any(Path(f"/proc/{pid}").exists() for pid in workers):
+    while any(child.exists() for child in children):
         time.sleep(0.2)
         assert time.monotonic() - began < 20

@@ -1,4 +1,4 @@
-"""Points: where they lie, and that the density is that of the points."""
+"""Points lie where the settings say, and the density is that of the points."""
 
 from math import pi
 
@@ -7,7 +7,8 @@ import torch
 
 from gancli import distributions
 from gancli.datasets.points import Distribution1d, GaussianGrid, GaussianRing, Mixture, SwissRoll
-from gancli.device import seeded
+from gancli.errors import SettingError
+from gancli.randomness import seeded
 
 WIDE = {
     "ring": lambda: GaussianRing(modes=5, radius=1.5, std=0.2),
@@ -16,7 +17,7 @@ WIDE = {
 }
 
 
-def test_ring_centres():
+def test_the_centres_of_the_ring():
     ring = GaussianRing(modes=8, radius=2.0)
     assert ring.num_classes == 8 and tuple(ring.shape) == (2,)
     assert torch.allclose(ring.centres.norm(dim=1), torch.full((8,), 2.0))
@@ -26,7 +27,7 @@ def test_ring_centres():
     assert ring.centres.mean(0).abs().max() < 1e-6
 
 
-def test_grid_centres():
+def test_the_centres_of_the_grid():
     grid = GaussianGrid()
     assert grid.num_classes == len(grid.centres) == 25
     assert {tuple(centre) for centre in grid.centres.tolist()} == {
@@ -35,7 +36,7 @@ def test_grid_centres():
 
 
 @pytest.mark.parametrize("data", [GaussianRing(), GaussianGrid()], ids=["ring", "grid"])
-def test_mixture_statistics(data):
+def test_points_of_a_mixture_are_spread_around_their_centres(data):
     points, labels = data.draw(20_000, seeded(0))
     assert points.dtype == torch.float32
     assert torch.equal(torch.cdist(points, data.centres).argmin(1), labels)
@@ -46,25 +47,25 @@ def test_mixture_statistics(data):
     assert (labels.bincount(minlength=data.num_classes) - expected).abs().max() < 5 * expected**0.5
 
 
-def test_roll_statistics():
+def test_points_of_the_roll_lie_around_its_curve():
     data = SwissRoll(std=0.001)
     points, labels = data.draw(5_000, seeded(0))
     assert labels is None and data.num_classes == 0
     radius = points.norm(dim=1)
     assert float(radius.min()) == pytest.approx(1 / 3, abs=0.01)
     assert float(radius.max()) == pytest.approx(1, abs=0.01)
-    assert float(radius.mean()) == pytest.approx(2 / 3, abs=0.01)  # evenly in the angle
+    assert float(radius.mean()) == pytest.approx(2 / 3, abs=0.01)  # uniform in the angle
     angle = torch.atan2(points[:, 1], points[:, 0])
-    turns = (4.5 * pi * radius - angle) / (2 * pi)  # radius is angle / 4.5 pi, so this is whole
+    turns = (4.5 * pi * radius - angle) / (2 * pi)  # radius is angle / 4.5 pi, so this is an integer
     assert (turns - turns.round()).abs().max() < 0.02
     curve = SwissRoll._curve(torch.linspace(0, 1, 4001))
     wide = SwissRoll(std=0.02).draw(5_000, seeded(1))[0]
-    off = torch.cdist(wide, curve).amin(1).square().mean().sqrt()  # only the part across the curve
-    assert float(off) == pytest.approx(0.02, rel=0.05)
+    distance = torch.cdist(wide, curve).amin(1).square().mean().sqrt()  # the noise across the curve
+    assert float(distance) == pytest.approx(0.02, rel=0.05)
 
 
 @pytest.mark.parametrize("name", WIDE)
-def test_density_integrates_to_one(name):
+def test_the_density_integrates_to_one(name):
     data, side, reach = WIDE[name](), 101, 3.0
     line = torch.linspace(-reach, reach, side)
     density = data.density(torch.cartesian_prod(line, line))
@@ -73,7 +74,7 @@ def test_density_integrates_to_one(name):
 
 
 @pytest.mark.parametrize("name", WIDE)
-def test_density_is_that_of_the_points(name):
+def test_the_density_is_that_of_the_points(name):
     data, count = WIDE[name](), 5_000
     points = data.draw(count, seeded(2))[0]
     density = data.density(points)
@@ -89,7 +90,7 @@ def test_density_is_that_of_the_points(name):
 @pytest.mark.parametrize(
     "make", [GaussianRing, GaussianGrid, lambda: SwissRoll(std=0.001)], ids=["ring", "grid", "roll"]
 )
-def test_density_is_exact_where_it_is_sharp(make):
+def test_the_density_of_narrow_gaussians_is_exact(make):
     data = make()
     points = data.draw(100, seeded(0))[0]
     if isinstance(data, SwissRoll):
@@ -101,12 +102,12 @@ def test_density_is_exact_where_it_is_sharp(make):
     assert ((data.density(points) - exact) / exact).abs().max() < 1e-3
 
 
-def test_density_at_a_centre():
+def test_the_density_at_a_centre():
     data = Mixture(torch.tensor([[0.0, 0.0], [100.0, 0.0]]), std=0.5)
     assert float(data.density(torch.zeros(1, 2))) == pytest.approx(0.5 / (2 * pi * 0.25))
 
 
-def test_law1d():
+def test_points_of_a_distribution_on_the_line():
     data = Distribution1d(distribution=distributions.Normal(mean=3.0, std=2.0))
     points, labels = data.batch(0, size=4_000, seed=0)
     assert points.shape == (4_000, 1) and labels is None and tuple(data.shape) == (1,)
@@ -120,26 +121,29 @@ def test_law1d():
     assert float(data.density(line).sum()) * 0.01 == pytest.approx(1, abs=1e-4)
 
 
-def test_a_stratified_batch_has_a_sample_of_each_part_of_the_law_and_references_are_free():
+def test_stratified_batches_have_a_sample_of_each_part_and_references_are_independent_draws():
     distribution = distributions.Normal(mean=3.0, std=2.0)
-    data, free = Distribution1d(distribution=distribution, stratified=True), Distribution1d(distribution=distribution)
+    data, independent = (
+        Distribution1d(distribution=distribution, stratified=True),
+        Distribution1d(distribution=distribution),
+    )
     shares = distribution.cdf(data.batch(0, size=100, seed=0)[0][:, 0])
     assert torch.equal((shares * 100).long().sort().values, torch.arange(100))
-    assert not torch.equal(shares, shares.sort().values), "in random order, since processes take their parts of it"
-    assert torch.equal(data.reference("train", 50)[0], free.reference("train", 50)[0])
-    assert torch.equal(data.holdout(50)[0], free.holdout(50)[0])
+    assert not torch.equal(shares, shares.sort().values), "in random order, since each process takes a slice"
+    assert torch.equal(data.reference("train", 50)[0], independent.reference("train", 50)[0])
+    assert torch.equal(data.holdout(50)[0], independent.holdout(50)[0])
 
 
-def test_holdout_is_none_of_the_batches():
+def test_no_holdout_point_is_in_a_batch():
     data = GaussianRing()
-    held = data.holdout(16)[0]
-    assert torch.equal(held, data.holdout(16)[0])
+    held_out = data.holdout(16)[0]
+    assert torch.equal(held_out, data.holdout(16)[0])
     drawn = torch.cat([data.batch(step, size=16, seed=0)[0] for step in range(8)])
-    assert torch.cdist(drawn, held).min() > 0
+    assert torch.cdist(drawn, held_out).min() > 0
 
 
 @pytest.mark.parametrize(
-    ("make", "says"),
+    ("make", "message"),
     [
         (lambda: GaussianRing(modes=0), "modes=0: at least 1"),
         (lambda: GaussianGrid(side=0), "side=0: at least 1"),
@@ -148,7 +152,7 @@ def test_holdout_is_none_of_the_batches():
         (lambda: SwissRoll(std=0.0), "std=0.0: must be above 0"),
     ],
 )
-def test_bad_values(make, says):
-    with pytest.raises(ValueError) as caught:
+def test_wrong_settings_are_refused(make, message):
+    with pytest.raises(SettingError) as caught:
         make()
-    assert str(caught.value) == says
+    assert str(caught.value) == message

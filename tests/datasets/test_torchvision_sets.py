@@ -1,4 +1,4 @@
-"""torchvision's sets from tiny files, and what is said where the files are missing. No network."""
+"""torchvision's data sets from tiny files, and the errors for missing files, without a network."""
 
 import socket
 import struct
@@ -29,21 +29,21 @@ def torchvision():
 
 @pytest.fixture(autouse=True)
 def network(monkeypatch, torchvision):
-    """Counts and refuses every connection."""
-    touched = []
+    """Records and refuses every connection."""
+    connections = []
 
     def refuse(*args, **_):
-        touched.append(args)
+        connections.append(args)
         raise OSError("no network in tests")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(urllib.request, "urlopen", refuse)
-    return touched
+    return connections
 
 
 def fake_mnist(root, kind="MNIST"):
-    """Train: four images of 10, 20, 30, 40 with labels 1, 2, 3, 9. Test: 110 … with 4, 5, 6, 0."""
+    """Training images of brightness 10, 20, 30, 40 with labels 1, 2, 3, 9; test images of 110, … with 4, 5, 6, 0."""
     raw = root / kind / "raw"
     raw.mkdir(parents=True)
     for part, first, labels in (("train", 10, [1, 2, 3, 9]), ("t10k", 110, [4, 5, 6, 0])):
@@ -62,14 +62,16 @@ def test_idx_files_are_read(tmp_path, network, kind):
     assert values == pytest.approx(
         {1: 10 / 127.5 - 1, 2: 20 / 127.5 - 1, 3: 30 / 127.5 - 1, 9: 40 / 127.5 - 1}, abs=1e-6
     )
-    held, held_labels = data.holdout(100)
-    assert held_labels.tolist() == [4, 5, 6, 0]
-    assert held[:, 0, 5, 5].tolist() == pytest.approx([value / 127.5 - 1 for value in (110, 120, 130, 140)], abs=1e-6)
+    held_out, holdout_labels = data.holdout(100)
+    assert holdout_labels.tolist() == [4, 5, 6, 0]
+    assert held_out[:, 0, 5, 5].tolist() == pytest.approx(
+        [value / 127.5 - 1 for value in (110, 120, 130, 140)], abs=1e-6
+    )
     assert not network
 
 
 @pytest.mark.parametrize("name", get_args(Name))
-def test_missing_without_download(tmp_path, network, name):
+def test_missing_files_are_listed_and_not_downloaded_where_that_is_off(tmp_path, network, name):
     with pytest.raises(UserError) as caught:
         TorchvisionSet(name=name, root=str(tmp_path / "none"), download=False)
     text = str(caught.value)
@@ -80,7 +82,7 @@ def test_missing_without_download(tmp_path, network, name):
     assert not network
 
 
-def test_relative_root_is_named_absolutely(tmp_path, monkeypatch):
+def test_a_relative_root_is_given_as_an_absolute_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as caught:
         TorchvisionSet(name="MNIST", root="data", download=False)
@@ -88,21 +90,21 @@ def test_relative_root_is_named_absolutely(tmp_path, monkeypatch):
         assert str(tmp_path / "data" / "MNIST" / "raw" / name) in str(caught.value)
 
 
-def test_failed_download_says_so(tmp_path, network):
+def test_a_failed_download_is_reported(tmp_path, network):
     with pytest.raises(UserError, match="MNIST is not there, and download failed: ") as caught:
         TorchvisionSet(name="MNIST", root=str(tmp_path), download=True)
     assert network and str(tmp_path / "MNIST" / "raw" / RAW[0]) in str(caught.value)
 
 
 @pytest.mark.parametrize("content", [b"", b"\0\0\x08\x03", b"not an idx file at all"], ids=["empty", "short", "text"])
-def test_broken_files_are_named(tmp_path, content):
+def test_broken_files_are_listed(tmp_path, content):
     (fake_mnist(tmp_path) / "MNIST" / "raw" / RAW[0]).write_bytes(content)
     with pytest.raises(UserError) as caught:
         TorchvisionSet(name="MNIST", root=str(tmp_path), download=False)
     assert str(tmp_path / "MNIST" / "raw" / RAW[0]) in str(caught.value)
 
 
-def test_files_of(torchvision):
+def test_the_files_that_torchvision_expects(torchvision):
     sets, root = torchvision.datasets, Path("/somewhere")
     for name in ("MNIST", "FashionMNIST", "KMNIST"):
         assert sorted(files_of(getattr(sets, name), root)) == sorted(f"/somewhere/{name}/raw/{file}" for file in RAW)
@@ -115,27 +117,27 @@ def test_files_of(torchvision):
     ]
 
 
-@pytest.mark.parametrize("held", [False, True])
-def test_stacked_mnist(tmp_path, network, held):
+@pytest.mark.parametrize("holdout", [False, True])
+def test_stacked_mnist_stacks_three_digits_and_their_labels(tmp_path, network, holdout):
     data = StackedMNIST(root=str(fake_mnist(tmp_path)), download=False)
     assert data.shape == (3, 28, 28) and data.num_classes == 1000
-    images, labels = data.holdout(64) if held else data.batch(0, size=64, seed=0)
+    images, labels = data.holdout(64) if holdout else data.batch(0, size=64, seed=0)
     assert images.shape == (64, 3, 28, 28) and labels.shape == (64,) and labels.dtype == torch.int64
-    digit = {110: 4, 120: 5, 130: 6, 140: 0} if held else {10: 1, 20: 2, 30: 3, 40: 9}
+    digit = {110: 4, 120: 5, 130: 6, 140: 0} if holdout else {10: 1, 20: 2, 30: 3, 40: 9}
     assert (images == images[:, :, :1, :1]).all()
     pixels = ((images[:, :, 0, 0] + 1) * 127.5).round().int().tolist()
     assert labels.tolist() == [100 * digit[r] + 10 * digit[g] + digit[b] for r, g, b in pixels]
     assert len(labels.unique()) > 30 and not network
-    assert torch.equal(images, (data.holdout(64) if held else data.batch(0, size=64, seed=0))[0])
+    assert torch.equal(images, (data.holdout(64) if holdout else data.batch(0, size=64, seed=0))[0])
 
 
-def test_stacked_mnist_missing(tmp_path, network):
+def test_missing_files_of_stacked_mnist_are_reported(tmp_path, network):
     with pytest.raises(UserError, match=r"MNIST is not there, and dataset\.download=false"):
         StackedMNIST(root=str(tmp_path), download=False)
     assert not network
 
 
-def test_celeba_that_cannot_be_fetched(tmp_path):
+def test_a_failed_download_of_celeba_is_reported(tmp_path):
     with pytest.raises(UserError, match="CelebA is not there, and download failed: ") as caught:
         CelebA(root=str(tmp_path), cache=str(tmp_path / "cache"))
     assert str(tmp_path / "celeba" / "img_align_celeba") in str(caught.value)

@@ -1,4 +1,4 @@
-"""On the line, where the exact answers are known."""
+"""One-dimensional data, where the exact answers are known."""
 
 import json
 from pathlib import Path
@@ -9,18 +9,18 @@ import torch
 from conftest import TINY
 
 from gancli.datasets.points import Distribution1d
-from gancli.device import Stream, seeded
-from gancli.diagnostics.base import Run
-from gancli.diagnostics.one_dimensional import InverseTransform, OptimalDiscriminator, pushed
+from gancli.diagnostics.base import TrainedRun
+from gancli.diagnostics.one_dimensional import InverseTransform, OptimalDiscriminator, pushforward_density
 from gancli.distributions import Exponential, GaussianMixture, Normal
 from gancli.game import Game
 from gancli.losses import LeastSquares, Minimax, MinimaxLinear
 from gancli.networks.base import Discriminator, Generator
 from gancli.priors import Gaussian, Uniform
+from gancli.randomness import Stream, seeded
 
 
 class Exact(Generator):
-    """F^-1, or something made of it."""
+    """The map from u to F^-1(change(u))."""
 
     def __init__(self, distribution, change=lambda u: u):
         super().__init__(latent_dim=1, image_shape=(1,))
@@ -30,7 +30,7 @@ class Exact(Generator):
         return self.distribution.inverse_cdf(self.change(z.double())).float()
 
 
-class Best(Discriminator):
+class Optimal(Discriminator):
     """The logit of p / (p + q) for q = N(shift, 1) and p = N(0, 1)."""
 
     def __init__(self, shift):
@@ -44,30 +44,30 @@ class Best(Discriminator):
 def run_of(tmp_path, distribution, generator, *, prior=None, discriminator=None, loss=None):
     game = Game(
         generator=generator,
-        discriminator=discriminator or Best(0.0),
+        discriminator=discriminator or Optimal(0.0),
         loss=loss or Minimax(),
         prior=prior or Uniform(dim=1, low=0.0, high=1.0),
         stream=Stream(seeded("noise"), device=torch.device("cpu")),
     )
     ema = SimpleNamespace(network=generator)
-    return Run(
+    return TrainedRun(
         tmp_path,
         SimpleNamespace(game=game, dataset=Distribution1d(distribution=distribution), seed=0, images=10, ema=ema),
     )
 
 
-LAWS = [Normal(mean=1.0, std=2.0), Exponential(rate=3.0), GaussianMixture(means=[-2.0, 2.0], stds=[0.5, 0.5])]
+DISTRIBUTIONS = [Normal(mean=1.0, std=2.0), Exponential(rate=3.0), GaussianMixture(means=[-2.0, 2.0], stds=[0.5, 0.5])]
 
 
-@pytest.mark.parametrize("distribution", LAWS, ids=lambda distribution: type(distribution).__name__)
-def test_the_inverse_cdf_itself_has_no_error(tmp_path, distribution):
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS, ids=lambda distribution: type(distribution).__name__)
+def test_the_inverse_cdf_has_no_error(tmp_path, distribution):
     numbers = InverseTransform(samples=100_000)(run_of(tmp_path, distribution, Exact(distribution))).numbers
     assert numbers["mean_error"] < 1e-5 and numbers["sup_error"] < 1e-4
     assert numbers["map"] == "F^-1, monotone"
     assert numbers["ks"] < 0.006 and numbers["ks_exact"] < 0.006
 
 
-def test_its_mirror_image_is_known_as_such(tmp_path):
+def test_the_mirror_image_of_the_inverse_cdf_is_recognised(tmp_path):
     distribution = Exponential()
     numbers = InverseTransform(samples=1000)(
         run_of(tmp_path, distribution, Exact(distribution, lambda u: 1 - u))
@@ -75,22 +75,22 @@ def test_its_mirror_image_is_known_as_such(tmp_path):
     assert numbers["mean_error"] < 1e-4 and numbers["map"] == "mirror image, monotone"
 
 
-def test_a_map_that_folds_has_the_law_but_not_the_map(tmp_path):
+def test_a_map_that_folds_has_the_right_distribution_but_is_not_monotone(tmp_path):
     distribution = Normal()
-    found = InverseTransform(samples=100_000)(
+    result = InverseTransform(samples=100_000)(
         run_of(tmp_path, distribution, Exact(distribution, lambda u: (2 * u - 1).abs()))
     )
-    assert found.numbers["map"].endswith("not monotone") and "not monotone" in found.text
-    assert found.numbers["mean_error"] > 0.3 and found.numbers["ks"] < 0.006
+    assert result.numbers["map"].endswith("not monotone") and "not monotone" in result.text
+    assert result.numbers["mean_error"] > 0.3 and result.numbers["ks"] < 0.006
 
 
-def test_errors_are_in_standard_deviations_of_the_law(tmp_path):
+def test_errors_are_in_standard_deviations_of_the_distribution(tmp_path):
     distribution, shifted = Normal(std=5.0), Normal(mean=1.0, std=5.0)
     numbers = InverseTransform(samples=1000)(run_of(tmp_path, distribution, Exact(shifted))).numbers
     assert numbers["mean_error"] == pytest.approx(0.2, rel=1e-2)
 
 
-def test_other_noise_enters_by_its_quantiles(tmp_path):
+def test_other_noise_is_mapped_through_its_quantiles(tmp_path):
     class Doubled(Exact):
         def forward(self, z, labels=None):
             return 2 * z
@@ -102,25 +102,27 @@ def test_other_noise_enters_by_its_quantiles(tmp_path):
     assert numbers["mean_error"] < 1e-5
 
 
-def test_the_density_of_what_a_map_makes():
+def test_the_density_of_a_pushed_forward_distribution():
     u = torch.linspace(0, 1, 10_001, dtype=torch.float64)
     x = torch.linspace(-1.5, 4.5, 61, dtype=torch.float64)
     middle = (x[1:] + x[:-1]) / 2
-    torch.testing.assert_close(pushed(3 * u - 1, x), torch.where((middle > -1) & (middle < 2), 1 / 3, 0.0).double())
-    folded = pushed((2 * u - 1).abs(), torch.linspace(0, 1, 11, dtype=torch.float64))
+    torch.testing.assert_close(
+        pushforward_density(3 * u - 1, x), torch.where((middle > -1) & (middle < 2), 1 / 3, 0.0).double()
+    )
+    folded = pushforward_density((2 * u - 1).abs(), torch.linspace(0, 1, 11, dtype=torch.float64))
     torch.testing.assert_close(folded, torch.ones(10, dtype=torch.float64), atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.5, 2.0])
-def test_the_best_discriminator_is_at_no_distance_from_itself(tmp_path, shift):
+def test_the_optimal_discriminator_has_no_distance_to_itself(tmp_path, shift):
     generator = Exact(Normal(mean=shift))
-    run = run_of(tmp_path, Normal(), generator, discriminator=Best(shift))
+    run = run_of(tmp_path, Normal(), generator, discriminator=Optimal(shift))
     numbers = OptimalDiscriminator()(run).numbers
     assert numbers["distance_to_best"] < 0.01
     assert (numbers["best_from_half"] < 0.01) == (shift == 0.0)
 
 
-def test_without_the_second_logarithm_the_best_discriminator_is_sure_of_what_is_as_likely_real():
+def test_the_optimal_discriminator_of_either_game_as_a_function_of_the_ratio_of_densities():
     ratio = torch.tensor([0.1, 0.5, 1.0, 4.0])
     torch.testing.assert_close(MinimaxLinear().optimal(ratio, torch.ones(4)), torch.tensor([0.1, 0.5, 1.0, 1.0]))
     torch.testing.assert_close(Minimax().optimal(ratio, torch.ones(4)), ratio / (1 + ratio))
@@ -128,22 +130,22 @@ def test_without_the_second_logarithm_the_best_discriminator_is_sure_of_what_is_
 
 @pytest.mark.parametrize("loss", [Minimax(), MinimaxLinear()], ids=lambda loss: type(loss).__name__)
 def test_the_optimal_discriminator_minimises_the_loss(loss):
-    """Pointwise: p l_D(real logit) + q l_D(fake logit), by search over logits."""
+    """At each point it minimises p l_D(real logit) + q l_D(fake logit), here by search over logits."""
     logits = torch.linspace(-12, 12, 24_001, dtype=torch.float64)
-    nothing = torch.full_like(logits, -1e9), torch.full_like(logits, 1e9)
+    no_fake_loss, no_real_loss = torch.full_like(logits, -1e9), torch.full_like(logits, 1e9)
     for p, q in ((0.3, 0.9), (0.5, 0.6), (0.2, 0.2)):
-        of_real = loss.discriminator(logits, nothing[0])
-        of_fake = loss.discriminator(nothing[1], logits)
-        best = logits[(p * of_real + q * of_fake).argmin()].sigmoid()
+        real_loss = loss.discriminator(logits, no_fake_loss)
+        fake_loss = loss.discriminator(no_real_loss, logits)
+        best = logits[(p * real_loss + q * fake_loss).argmin()].sigmoid()
         expected = loss.optimal(torch.tensor(p), torch.tensor(q))
         assert float(best) == pytest.approx(float(expected), abs=2e-3)
 
 
-def test_only_for_losses_with_a_closed_form(tmp_path):
+def test_the_optimal_discriminator_suits_only_losses_with_a_closed_form(tmp_path):
     assert not OptimalDiscriminator().suits(run_of(tmp_path, Normal(), Exact(Normal()), loss=LeastSquares()))
 
 
-def test_after_training_the_picture_lies_in_the_run_folder(cli):
+def test_after_training_figures_and_numbers_are_in_the_run_folder(cli):
     words = [word for word in TINY if not word.startswith(("network.", "prior.", "train."))]
     words += ["experiment=inverse_transform", "loss=nonsaturating", "train.images=2048", "hydra.run.dir=run"]
     words += ["diagnostic=[inverse_transform,optimal_discriminator]"]

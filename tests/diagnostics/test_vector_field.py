@@ -9,8 +9,7 @@ import torch
 from gancli.augment.base import NoAugment
 from gancli.augment.instance_noise import InstanceNoise
 from gancli.datasets.points import Dirac, GaussianRing
-from gancli.device import Stream, seeded
-from gancli.diagnostics.base import Run
+from gancli.diagnostics.base import TrainedRun
 from gancli.diagnostics.vector_field import VectorField
 from gancli.game import Game
 from gancli.losses import Minimax, NonSaturating, Relativistic, Wasserstein
@@ -18,6 +17,7 @@ from gancli.networks.dirac import DiracDiscriminator, DiracGenerator
 from gancli.networks.mlp import MLPDiscriminator, MLPGenerator
 from gancli.penalties import DRAGAN, R1, R2, WGANGP, Consensus, Roth
 from gancli.priors import Gaussian
+from gancli.randomness import Stream, seeded
 from gancli.schedules import Linear
 
 
@@ -32,19 +32,19 @@ def field_of(dataset, generator, discriminator, *, loss=None, penalties=None, au
         augment=augment or NoAugment(),
     )
     trainer = SimpleNamespace(game=game, dataset=dataset, progress=1.0, seed=0)
-    return VectorField(Run("nowhere", trainer), count=count)
+    return VectorField(TrainedRun("nowhere", trainer), count=count)
 
 
-def dirac(*, at=(0.0, 0.0), **how):
+def dirac(*, at=(0.0, 0.0), **parts):
     generator = DiracGenerator(latent_dim=1, image_shape=(1,), theta=at[0])
-    return field_of(Dirac(), generator, DiracDiscriminator(image_shape=(1,), psi=at[1]), **how)
+    return field_of(Dirac(), generator, DiracDiscriminator(image_shape=(1,), psi=at[1]), **parts)
 
 
-def ring(*, width, fourier=0.0, **how):
+def ring(*, width, fourier=0.0, **parts):
     torch.manual_seed(3)
     generator = MLPGenerator(latent_dim=2, image_shape=(2,), width=width)
     discriminator = MLPDiscriminator(image_shape=(2,), width=width, fourier=fourier)
-    return field_of(GaussianRing(), generator, discriminator, **how)
+    return field_of(GaussianRing(), generator, discriminator, **parts)
 
 
 @pytest.mark.parametrize("loss", [Minimax, NonSaturating])
@@ -52,28 +52,30 @@ def ring(*, width, fourier=0.0, **how):
 @pytest.mark.parametrize("penalty", [R1, R2, Roth])
 def test_eigenvalues_at_the_dirac_gans_equilibrium_are_those_of_the_closed_form(loss, gamma, penalty):
     """-gamma/2 +- sqrt(gamma^2/4 - f'(0)^2) with f'(0) = 1/2 (Mescheder et al., ICML 2018, section 3); sigmoid(0)^2 is
-    1/4, so Roth's penalty pulls half as much, at real and fake samples together."""
+    1/4, so Roth's penalty, on real and fake samples together, counts half as much."""
     weight = 2 * gamma if penalty is Roth else gamma
-    agrees(dirac(loss=loss(), penalties={"p": penalty(weight=weight)} if gamma else {}), *closed_form(gamma))
+    assert_eigenvalues(
+        dirac(loss=loss(), penalties={"p": penalty(weight=weight)} if gamma else {}), *closed_form(gamma)
+    )
 
 
 @pytest.mark.parametrize(("loss", "slope"), [(Minimax(), 0.5), (NonSaturating(), 0.5), (Wasserstein(), 1.0)])
 @pytest.mark.parametrize("weight", [0.3, 1.0])
-def test_consensus_gives_them_the_real_part_of_its_closed_form(loss, slope, weight):
+def test_eigenvalues_under_consensus_are_those_of_the_closed_form(loss, slope, weight):
     """v is A x with A = ((0, s), (-s, 0)), so v - w grad |v|^2 / 2 is (A - w s^2) x."""
     real = -weight * slope**2
     field = dirac(loss=loss, penalties={"c": Consensus(weight=weight)})
-    agrees(field, complex(real, slope), complex(real, -slope))
+    assert_eigenvalues(field, complex(real, slope), complex(real, -slope))
 
 
-def test_instance_noise_gives_them_its_variance():
+def test_eigenvalues_under_instance_noise_are_those_of_the_closed_form():
     """gamma is std^2 / 2 (Mescheder et al., ICML 2018, lemma 3.2), here of the samples drawn."""
-    agrees(dirac(augment=InstanceNoise(std=1.0), count=200_000), *closed_form(0.5), within=0.01)
+    assert_eigenvalues(dirac(augment=InstanceNoise(std=1.0), count=200_000), *closed_form(0.5), within=0.01)
 
 
-def test_a_scheduled_augmentation_is_that_of_now():
-    """The stub's run is at its end."""
-    agrees(dirac(augment=InstanceNoise(std=Linear(start=1.0, end=0.0))), *closed_form(0.0))
+def test_a_scheduled_augmentation_has_its_present_strength():
+    """The run is at its end, where the schedule has reached 0."""
+    assert_eigenvalues(dirac(augment=InstanceNoise(std=Linear(start=1.0, end=0.0))), *closed_form(0.0))
 
 
 def closed_form(gamma):
@@ -81,30 +83,30 @@ def closed_form(gamma):
     return -gamma / 2 + root, -gamma / 2 - root
 
 
-def agrees(field, *exact, within=1e-5):
+def assert_eigenvalues(field, *exact, within=1e-5):
     found, missing = field.eigenvalues(2)
     assert missing == 0
     assert np.abs(np.sort_complex(found) - np.sort_complex(np.array(exact))).max() < within
 
 
-def test_the_field_is_minus_the_players_gradients():
+def test_the_field_is_the_negative_gradient_of_each_player():
     field = dirac(at=(0.7, -0.4))
     slope = torch.sigmoid(torch.tensor(0.7 * -0.4, dtype=torch.float64))
     # loss_G = -softplus(psi theta), loss_D = log 2 + softplus(psi theta)
     expected = torch.stack([slope * -0.4, -slope * 0.7])
-    torch.testing.assert_close(field.at_point().detach(), expected, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(field.evaluate().detach(), expected, rtol=1e-6, atol=1e-7)
 
 
-def test_consensus_moves_the_field_down_the_norm_of_the_players_gradients():
-    """With the Wasserstein loss v = (psi, -theta) and |v|^2 / 2 pulls to 0."""
+def test_consensus_adds_the_negative_gradient_of_the_squared_norm():
+    """With the Wasserstein loss v = (psi, -theta), so the gradient of |v|^2 / 2 is (theta, psi)."""
     field = dirac(at=(0.7, -0.4), loss=Wasserstein(), penalties={"c": Consensus(weight=0.3)})
     expected = torch.tensor([-0.4 - 0.3 * 0.7, -0.7 + 0.3 * 0.4], dtype=torch.float64)
-    torch.testing.assert_close(field.at_point().detach(), expected, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(field.evaluate().detach(), expected, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("fourier", [0.0, 0.5])
 @pytest.mark.parametrize(
-    ("loss", "how"),
+    ("loss", "parts"),
     [
         (Minimax(), {}),
         (Relativistic(), {"penalties": {"r1": R1(weight=0.5), "r2": R2(weight=0.2)}}),
@@ -114,15 +116,15 @@ def test_consensus_moves_the_field_down_the_norm_of_the_players_gradients():
     ],
     ids=["minimax", "relativistic with r1 and r2", "roth and consensus", "wgan-gp", "dragan with instance noise"],
 )
-def test_the_jacobian_agrees_with_finite_differences(loss, how, fourier):
-    """fourier: a discriminator whose slope depends on where it is, so that what moves the samples moves the penalty."""
-    field = ring(width=5, fourier=fourier, loss=loss, **how)
-    point, jacobian = field.point(), field.jacobian()
+def test_the_jacobian_agrees_with_finite_differences(loss, parts, fourier):
+    """With fourier > 0 the discriminator's gradient depends on x, so penalties depend on the generator too."""
+    field = ring(width=5, fourier=fourier, loss=loss, **parts)
+    point, jacobian = field.parameters(), field.jacobian()
     direction = torch.randn(field.size, generator=seeded("direction"), dtype=torch.float64)
     sides = []
     for sign in (1, -1):
-        field.move(point + sign * 1e-6 * direction)
-        sides.append(field.at_point().detach())
+        field.set_parameters(point + sign * 1e-6 * direction)
+        sides.append(field.evaluate().detach())
     expected = (sides[0] - sides[1]) / 2e-6
     largest = expected.abs().max().item()
     torch.testing.assert_close(jacobian @ direction, expected, rtol=1e-5, atol=1e-7 * max(1.0, largest))
@@ -135,31 +137,31 @@ def test_the_iteration_finds_the_largest_eigenvalues_of_the_dense_matrix(penalti
     field = ring(width=12, penalties=penalties)
     (dense, _), (found, missing) = field.eigenvalues(6, dense=True), field.eigenvalues(6, dense=False)
     assert len(dense) == field.size and missing == 0
-    far = [np.abs(found - value) > 1e-6 * np.abs(dense[0]) for value in found]
-    assert all(one.sum() == len(found) - 1 for one in far), "each is counted once"
+    different = [np.abs(found - value) > 1e-6 * np.abs(dense[0]) for value in found]
+    assert all(row.sum() == len(found) - 1 for row in different), "no eigenvalue occurs twice"
     for value in [*found[:6], found[np.argmax(found.real)]]:
         assert np.abs(dense - value).min() < 1e-3 * np.abs(dense[0])
     assert np.abs(found[0]) == pytest.approx(np.abs(dense[0]), rel=1e-3)
     assert found.real.max() == pytest.approx(dense.real.max(), abs=1e-3 * np.abs(dense[0]))
 
 
-def test_more_eigenvalues_than_an_iteration_can_find():
+def test_a_count_above_the_limit_of_the_iteration():
     field = ring(width=2)
     found, missing = field.eigenvalues(10_000, dense=False)
     assert len(found) + missing >= field.size - 2
     assert np.abs(found[0]) == pytest.approx(np.abs(field.eigenvalues(1, dense=True)[0][0]), rel=1e-6)
 
 
-def test_an_iteration_that_does_not_converge_says_so(monkeypatch):
-    monkeypatch.setattr("gancli.diagnostics.vector_field._RESTARTS", 1)
-    monkeypatch.setattr("gancli.diagnostics.vector_field._BASIS", 1)
+def test_an_iteration_that_does_not_converge_reports_missing_eigenvalues(monkeypatch):
+    monkeypatch.setattr("gancli.diagnostics.vector_field._MAX_RESTARTS", 1)
+    monkeypatch.setattr("gancli.diagnostics.vector_field._MIN_BASIS", 1)
     found, missing = ring(width=12).eigenvalues(6, dense=False)
     assert missing > 0 and len(found) <= 12 - missing
 
 
-def test_looking_changes_neither_networks_nor_noise():
+def test_computing_eigenvalues_changes_neither_weights_nor_noise():
     field = ring(width=4)
     before = [weight.clone() for weight in field.weights]
     field.eigenvalues(2)
     assert all(torch.equal(old, new) for old, new in zip(before, field.weights, strict=True))
-    assert torch.equal(field.at_point(), field.at_point())
+    assert torch.equal(field.evaluate(), field.evaluate())

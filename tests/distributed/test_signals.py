@@ -6,7 +6,7 @@ import subprocess
 import time
 
 import pytest
-from test_trainer import last, same, without_time
+from comparing import last, same, without_time
 
 from gancli.distributed import signals
 from gancli.distributed.process_group import SINGLE_PROCESS
@@ -40,7 +40,7 @@ def test_any_run_saves_when_told_to_and_goes_on(train, monkeypatch, number):
 
 @pytest.mark.parametrize("where", ["assemble", "diagnose"])
 def test_what_is_heard_before_or_after_the_loop_ends_nothing(train, monkeypatch, where):
-    from gancli import train as training
+    from gancli.commands import train as training
 
     before = getattr(training, where)
 
@@ -55,10 +55,10 @@ def test_what_is_heard_before_or_after_the_loop_ends_nothing(train, monkeypatch,
     assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
 
 
-def test_a_run_is_warned_that_slurm_will_end_it_first(train, monkeypatch):
+def test_a_run_is_warned_that_slurm_will_end_it_first(train, monkeypatch, caplog):
     monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 600))
-    folder = train("train.max_time=30", images=16)
-    assert "train.max_time=30: Slurm ends this job 10 minutes after its start" in (folder / "train.log").read_text()
+    train("train.max_time=30", images=16)
+    assert "train.max_time=30: Slurm ends this job 10 minutes after its start" in caplog.text
 
 
 def test_a_slurm_job_saves_at_sigterm_and_lives_on(train, monkeypatch):
@@ -86,8 +86,8 @@ def test_a_slurm_job_is_queued_again(monkeypatch, environment, job):
     )
     with Signals().listening() as listening:
         os.kill(os.getpid(), signal.SIGUSR1)
-        _, heard = listening.agreed(SINGLE_PROCESS, 0.0)
-        assert heard.save and heard.requeue and heard.stop is None
+        _, request = listening.poll(SINGLE_PROCESS, 0.0)
+        assert request.save and request.requeue and request.stop is None
         listening.requeue(SINGLE_PROCESS)
     assert called == [["scontrol", "requeue", job]]
 
@@ -100,7 +100,7 @@ def test_a_handler_that_was_there_is_asked_to_queue_again(monkeypatch):
     try:
         with Signals().listening() as listening:
             os.kill(os.getpid(), signal.SIGUSR2)
-            assert listening.agreed(SINGLE_PROCESS, 0.0)[1].requeue and not called
+            assert listening.poll(SINGLE_PROCESS, 0.0)[1].requeue and not called
             listening.requeue(SINGLE_PROCESS)
     finally:
         signal.signal(signal.SIGUSR2, before)

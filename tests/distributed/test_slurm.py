@@ -8,11 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
+from comparing import last, same, without_time
 from conftest import TINY
-from test_distributed import resumed
-from test_trainer import last, same, without_time
+from test_process_group import resumed
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 JOB = ["hydra.launcher.gpus_per_node=null", "hydra.launcher.cpus_per_task=1", "hydra.launcher.timeout_min=5"]
 SLURM = ["hydra/launcher=slurm", *JOB]
 SMALL = [*TINY, "device.threads=1", "diagnostic=none", "train.images=640"]

@@ -1,14 +1,15 @@
-"""Density and coverage against loops written from the paper, and the search for neighbours."""
+"""Density and coverage equal loops written from the paper, and so does the search for neighbours."""
 
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from gancli.device import seeded
+from gancli.errors import SettingError
 from gancli.metrics import coverage
 from gancli.metrics.base import Samples
 from gancli.metrics.coverage import DensityCoverage, nearest
+from gancli.randomness import seeded
 
 
 def points(count, *key, dims=3, scale=1.0):
@@ -39,46 +40,44 @@ def score(fake, real, **settings):
 def test_density_and_coverage_are_those_of_the_paper(monkeypatch, k, scale):
     monkeypatch.setattr(coverage, "_ROWS", 7)  # several pieces of the distance matrix
     fake, real = points(31, "fake", scale=scale), points(40, "real")
-    wanted = by_hand(fake, real, k)
-    assert 0 < wanted["coverage"] < 1, "else the comparison says little"
-    assert score(fake, real, neighbours=k) == pytest.approx(wanted, rel=1e-12)
+    expected = by_hand(fake, real, k)
+    assert 0 < expected["coverage"] < 1, "otherwise the comparison proves little"
+    assert score(fake, real, neighbours=k) == pytest.approx(expected, rel=1e-12)
 
 
-def test_density_passes_1_in_the_middle_and_coverage_does_not_follow():
-    real = points(50, "real")
-    found = score(points(50, "fake", scale=0.2), real, neighbours=5)
-    assert found == pytest.approx(by_hand(points(50, "fake", scale=0.2), real, 5))
-    assert found["density"] > 1 > found["coverage"]
+def test_density_of_concentrated_samples_exceeds_1_and_their_coverage_is_low():
+    values = score(points(50, "fake", scale=0.2), points(50, "real"), neighbours=5)
+    assert values["density"] > 1 > values["coverage"]
 
 
-def test_the_same_samples_cover_everything_and_far_ones_nothing():
+def test_equal_samples_cover_everything_and_distant_ones_nothing():
     real = points(30, "real")
     assert score(real, real)["coverage"] == 1
     assert score(real + 100, real) == {"density": 0, "coverage": 0}
 
 
-def test_fewer_real_samples_than_neighbours():
+def test_with_few_real_samples_k_is_the_number_of_others():
     real, fake = points(4, "real"), points(9, "fake")
     assert score(fake, real, neighbours=5) == pytest.approx(by_hand(fake, real, 3))
 
 
-def test_count_takes_a_part_of_either_side():
+def test_count_limits_either_side():
     fake, real = points(60, "fake"), points(60, "real")
-    fewer = by_hand(Samples(fake).take(20), Samples(real).take(20), 5)
+    fewer = by_hand(Samples(fake).feature_subset(20), Samples(real).feature_subset(20), 5)
     assert score(fake, real, count=20) == pytest.approx(fewer) != by_hand(fake, real, 5)
 
 
 @pytest.mark.parametrize("name", ["neighbours", "count"])
-def test_numbers_below_1_are_refused(name):
-    with pytest.raises(ValueError, match=f"{name}=0: at least 1"):
+def test_settings_below_1_are_refused(name):
+    with pytest.raises(SettingError, match=f"{name}=0: at least 1"):
         DensityCoverage(**{name: 0})
 
 
-def test_nearest_neighbours(monkeypatch):
+def test_nearest_neighbours_with_and_without_the_point_itself(monkeypatch):
     monkeypatch.setattr(coverage, "_ROWS", 4)
-    some, among = points(10, "some"), points(25, "among")
-    distances, indices = nearest(some, among, count=3)
-    for row, point in enumerate(some):
+    queries, among = points(10, "queries"), points(25, "among")
+    distances, indices = nearest(queries, among, count=3)
+    for row, point in enumerate(queries):
         order = sorted(range(25), key=lambda j: distance(point, among[j]))
         assert indices[row].tolist() == order[:3]
         assert distances[row].tolist() == pytest.approx([distance(point, among[j]) for j in order[:3]], rel=1e-5)

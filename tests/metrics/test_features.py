@@ -1,4 +1,4 @@
-"""Extractors, and what is kept of their answers: by content, whole, and never by running what a file holds."""
+"""Extractors, and the cache of their features: keyed by content, and safe against damaged and malicious files."""
 
 import pickle
 import zipfile
@@ -10,13 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from gancli.datasets.base import ImageDataset, to_unit
+from gancli.datasets.base import ImageDataset
 from gancli.datasets.digits import Digits
-from gancli.datasets.folder import Pictures
-from gancli.device import seeded
-from gancli.errors import UserError
+from gancli.datasets.folder import ImagesToMeasure
+from gancli.errors import FeaturesUnavailable, SettingError, UserError
 from gancli.metrics.base import Samples, digest
 from gancli.metrics.features import Auto, Random, Registered
+from gancli.randomness import seeded
 
 CPU = torch.device("cpu")
 RGB = SimpleNamespace(shape=(3, 16, 16), num_classes=0)
@@ -27,7 +27,7 @@ def images(count, *key, shape=(3, 16, 16)):
 
 
 class Counting(Random):
-    """Knows how many images it was asked about."""
+    """Counts the images that it computed features of."""
 
     seen = 0
 
@@ -41,22 +41,22 @@ def extractor():
     return Counting(RGB, device=CPU)
 
 
-def test_random_features_are_the_same_everywhere(extractor):
+def test_random_features_depend_on_the_seed_setting_alone(extractor):
     torch.manual_seed(5)
     again, other = Random(RGB, device=CPU), Random(RGB, device=CPU, seed=1)
     assert again.hash == extractor.hash != other.hash
-    some = images(7)
-    assert torch.equal(again(some)["features"], extractor(some)["features"])
-    assert not torch.equal(other(some)["features"], extractor(some)["features"])
+    batch = images(7)
+    assert torch.equal(again(batch)["features"], extractor(batch)["features"])
+    assert not torch.equal(other(batch)["features"], extractor(batch)["features"])
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 16, 16), (3, 28, 28), (1, 5, 9), (3, 64, 64)])
 @pytest.mark.parametrize("width", [128, 64])
-def test_random_features_of_any_images(shape, width):
-    found = Random(SimpleNamespace(shape=shape), device=CPU, width=width)(images(3, shape=shape))
-    assert found.keys() == {"features"}
-    assert found["features"].shape == (3, width) and found["features"].dtype == torch.float32
-    assert found["features"].std(0).min() > 0
+def test_random_features_of_images_of_any_shape(shape, width):
+    extracted = Random(SimpleNamespace(shape=shape), device=CPU, width=width)(images(3, shape=shape))
+    assert extracted.keys() == {"features"}
+    features = extracted["features"]
+    assert features.shape == (3, width) and features.dtype == torch.float32 and features.std(0).min() > 0
 
 
 def test_the_quarters_of_an_image_are_told_apart(extractor):
@@ -65,24 +65,27 @@ def test_the_quarters_of_an_image_are_told_apart(extractor):
     assert not torch.allclose(extractor(left)["features"], extractor(left.flip(3))["features"])
 
 
-def test_a_width_without_quarters_is_refused():
-    with pytest.raises(ValueError, match="width=30: a multiple of 4"):
-        Random(RGB, device=CPU, width=30)
+def test_wrong_settings_are_refused_before_data_is_read():
+    for call in (Random.check_settings, lambda **settings: Random(RGB, device=CPU, **settings)):
+        with pytest.raises(SettingError, match="width=30: a multiple of 4"):
+            call(width=30)
+    with pytest.raises(SettingError, match=r"extractor=vgg: torch-fidelity has .*inception-v3-compat"):
+        Registered.check_settings(extractor="vgg", file="vgg.pth", weights=None)
 
 
 @pytest.mark.parametrize("kind", [Random, Auto])
-def test_making_an_extractor_draws_nothing_from_the_global_generator(kind):
+def test_building_an_extractor_leaves_the_global_generator_alone(kind):
     torch.manual_seed(0)
     before = torch.get_rng_state()
     kind(RGB, device=CPU)(images(3))
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_many_images_are_taken_in_batches(extractor):
-    some = images(260)
-    whole = extractor(some)["features"]
-    assert whole.shape == (260, 128) and extractor.seen == 260
-    torch.testing.assert_close(whole[255:], extractor(some[255:])["features"])
+def test_many_images_are_computed_in_batches(extractor):
+    many = images(260)
+    features = extractor(many)["features"]
+    assert features.shape == (260, 128) and extractor.seen == 260
+    torch.testing.assert_close(features[255:], extractor(many[255:])["features"])
 
 
 def test_points_are_their_own_features():
@@ -90,90 +93,75 @@ def test_points_are_their_own_features():
     assert torch.equal(Samples(points).features, points.float())
 
 
-def test_who_names_no_classes_has_no_logits(extractor):
-    with pytest.raises(ValueError, match=r"features=random: .* use metric/features=classifier"):
+def test_an_extractor_without_classes_has_no_logits(extractor):
+    with pytest.raises(UserError, match=r"metric/features: random has no classes; use metric/features=classifier"):
         _ = Samples(images(2), features=extractor).logits
 
 
-def test_a_part_of_the_features_is_always_the_same(extractor):
+def test_a_subset_of_the_features_is_always_the_same(extractor):
     samples = Samples(images(50), features=extractor)
-    part = samples.take(10)
-    assert part.shape == (10, 128) and torch.equal(part, samples.take(10))
-    assert torch.equal(samples.take(50), samples.features) and torch.equal(samples.take(99), samples.features)
+    part = samples.feature_subset(10)
+    assert part.shape == (10, 128) and torch.equal(part, samples.feature_subset(10))
+    assert all(torch.equal(samples.feature_subset(count), samples.features) for count in (50, 99))
     rows = {tuple(row.tolist()) for row in samples.features}
     assert {tuple(row.tolist()) for row in part} < rows
 
 
-def kept(folder):
+def cached(folder):
     return sorted(file.name for file in folder.glob("features-*.pt"))
 
 
 def test_features_are_computed_once(extractor, tmp_path):
-    some = images(6)
-    samples = Samples(some, features=extractor, cache=tmp_path / "cache")
+    data = images(6)
+    samples = Samples(data, features=extractor, cache=tmp_path / "cache")
     first = samples.features
     assert extractor.seen == 6
     assert samples.features is first and extractor.seen == 6
-    again = Samples(some.clone(), features=extractor, cache=tmp_path / "cache").features
+    again = Samples(data.clone(), features=extractor, cache=tmp_path / "cache").features
     assert torch.equal(again, first) and extractor.seen == 6
-    assert kept(tmp_path / "cache") == [f"features-{samples.hash}-{extractor.hash}.pt"]
+    assert cached(tmp_path / "cache") == [f"features-{samples.hash}-{extractor.hash}.pt"]
 
 
-def test_one_pixel_makes_other_features(extractor, tmp_path):
-    some = images(6)
-    other = some.clone()
-    other[3, 1, 2, 2] ^= 1
-    found = [Samples(each, features=extractor, cache=tmp_path).features for each in (some, other)]
-    assert extractor.seen == 12 and not torch.equal(*found) and len(kept(tmp_path)) == 2
-    assert Samples(some).hash != Samples(other).hash
+def test_one_changed_pixel_or_another_extractor_means_other_features(extractor, tmp_path):
+    data, other_extractor = images(6), Counting(RGB, device=CPU, seed=1)
+    changed = data.clone()
+    changed[3, 1, 2, 2] ^= 1
+    pairs = ((data, extractor), (changed, extractor), (data, other_extractor))
+    first, *others = (Samples(x, features=features, cache=tmp_path).features for x, features in pairs)
+    assert (extractor.seen, other_extractor.seen, len(cached(tmp_path))) == (12, 6, 3)
+    assert not any(torch.equal(first, other) for other in others)
+    assert Samples(data).hash != Samples(changed).hash
 
 
-def test_another_extractor_makes_other_features(extractor, tmp_path):
-    some = images(6)
-    other = Counting(RGB, device=CPU, seed=1)
-    found = [Samples(some, features=each, cache=tmp_path).features for each in (extractor, other)]
-    assert other.seen == 6 and not torch.equal(*found)
+def test_the_hash_depends_on_content_shape_type_and_order():
+    x = images(4)
+    assert len({digest(y) for y in (x, x.flip(0), x.view(2, 6, 16, 16), x.view(torch.int8), x[:3])}) == 5
+    assert digest(x.transpose(2, 3)) == digest(x.transpose(2, 3).contiguous())
 
 
-def test_the_hash_is_of_shape_type_and_order_too():
-    some = images(4)
-    hashes = {digest(x) for x in (some, some.flip(0), some.view(2, 6, 16, 16), some.view(torch.int8), some[:3])}
-    assert len(hashes) == 5
-    assert digest(some.transpose(2, 3)) == digest(some.transpose(2, 3).contiguous())
-
-
-def write(folder, pictures):
+def write(folder, data):
     folder.mkdir()
-    for number, picture in enumerate(pictures):
-        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(folder / f"{number}.png")
+    for number, image in enumerate(data):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{number}.png")
     return str(folder)
 
 
-def pictures(path, tmp_path, **settings):
-    return Pictures(path=path, resolution=None, cache=str(tmp_path / "cache"), key="folders", **settings)
+def images_in(path, tmp_path, resolution=None):
+    return ImagesToMeasure(path=path, resolution=resolution, cache=str(tmp_path / "cache"), key="folders")
 
 
-def test_folders_are_known_by_what_is_in_them(extractor, tmp_path):
-    some = images(6)
-    changed = some.clone()
-    changed[0, 0, 0, 0] ^= 1
-    hashes = []
-    for name, content in (("here", some), ("elsewhere", some), ("changed", changed)):
-        data = pictures(write(tmp_path / name, content), tmp_path)
-        samples = Samples(*data.reference("train", 100), features=extractor, cache=tmp_path / "kept")
-        assert len(samples.features) == 6
-        hashes.append(samples.hash)
-    assert hashes[0] == hashes[1] != hashes[2]
-    assert len(kept(tmp_path / "kept")) == 2 and extractor.seen == 12
+def test_features_of_a_folder_are_found_again_by_its_content(extractor, tmp_path):
+    def samples(path):
+        return Samples(*images_in(path, tmp_path).reference("train", 100), features=extractor, cache=tmp_path / "kept")
 
-
-def test_a_picture_that_changes_in_its_place_is_noticed(tmp_path):
-    some = images(4)
-    path = write(tmp_path / "in", some)
-    before = Samples(*pictures(path, tmp_path).reference("train", 100)).hash
-    some[0, 0, 0, 0] ^= 1
-    Image.fromarray(some[0].permute(1, 2, 0).numpy()).save(tmp_path / "in" / "0.png")
-    assert Samples(*pictures(path, tmp_path).reference("train", 100)).hash != before
+    data = images(6)
+    here, elsewhere = (samples(write(tmp_path / name, data)) for name in ("here", "elsewhere"))
+    assert len(here.features) == len(elsewhere.features) == extractor.seen == 6 and here.hash == elsewhere.hash
+    data[0, 0, 0, 0] ^= 1
+    Image.fromarray(data[0].permute(1, 2, 0).numpy()).save(tmp_path / "here" / "0.png")
+    changed = samples(str(tmp_path / "here"))
+    assert len(changed.features) == 6 and extractor.seen == 12 and changed.hash != here.hash
+    assert len(cached(tmp_path / "kept")) == 2
 
 
 class Malicious:
@@ -184,28 +172,28 @@ class Malicious:
 DAMAGE = {
     "cut short": lambda file: file.write_bytes(file.read_bytes()[:-200]),
     "empty": lambda file: file.write_bytes(b""),
-    "no file of torch's": lambda file: file.write_bytes(b"rubbish"),
-    "something else": lambda file: torch.save([1, 2], file),
-    "a pickle that runs": lambda file: file.write_bytes(pickle.dumps(Malicious())),
-    "a file that runs": lambda file: torch.save({"features": Malicious()}, file),
+    "not a file of torch": lambda file: file.write_bytes(b"rubbish"),
+    "other content": lambda file: torch.save([1, 2], file),
+    "a pickle that runs code": lambda file: file.write_bytes(pickle.dumps(Malicious())),
+    "a file of torch that runs code": lambda file: torch.save({"features": Malicious()}, file),
 }
 
 
 @pytest.mark.parametrize("how", DAMAGE)
-def test_a_damaged_file_is_made_anew(extractor, tmp_path, monkeypatch, how):
+def test_a_damaged_cache_file_is_computed_and_written_again(extractor, tmp_path, monkeypatch, how):
     monkeypatch.chdir(tmp_path)
-    some = images(6)
-    good = Samples(some, features=extractor, cache=tmp_path).features
-    (name,) = kept(tmp_path)
+    data = images(6)
+    good = Samples(data, features=extractor, cache=tmp_path).features
+    (name,) = cached(tmp_path)
     DAMAGE[how](tmp_path / name)
-    assert torch.equal(Samples(some, features=extractor, cache=tmp_path).features, good) and extractor.seen == 12
-    assert torch.equal(Samples(some, features=extractor, cache=tmp_path).features, good) and extractor.seen == 12
+    for _ in range(2):  # the second time from the cache
+        assert torch.equal(Samples(data, features=extractor, cache=tmp_path).features, good) and extractor.seen == 12
     assert not Path("executed").exists()
 
 
 def test_auto_takes_the_random_network_without_labels():
     auto = Auto(RGB, device=CPU)
-    assert (auto.name, auto.accuracy, auto.names_classes) == ("random", None, False)
+    assert (auto.name, auto.short_name, auto.accuracy, auto.names_classes) == ("random", "random", None, False)
     assert auto.hash == Random(RGB, device=CPU).hash
     assert torch.equal(auto(images(3))["features"], Random(RGB, device=CPU)(images(3))["features"])
 
@@ -215,14 +203,14 @@ def test_auto_takes_the_classifier_with_labels(monkeypatch, tmp_path):
 
     monkeypatch.setattr(classifier, "train", lambda network, *_, **how: network)
     auto = Auto(Digits(), device=CPU, cache=str(tmp_path))
-    assert auto.name == "classifier" and auto.accuracy is not None and auto.names_classes
-    found = auto(images(3, shape=(1, 8, 8)))
-    assert found["logits"].shape == (3, 10) and len(list(tmp_path.iterdir())) == 1
+    assert auto.name == auto.short_name == "classifier" and auto.accuracy is not None and auto.names_classes
+    logits = auto(images(3, shape=(1, 8, 8)))["logits"]
+    assert logits.shape == (3, 10) and len(list(tmp_path.iterdir())) == 1
 
 
 @pytest.fixture
 def registered(monkeypatch):
-    """A tiny extractor in torch-fidelity's registry: mean colours and, beside them, 'logits'; weights are a scale."""
+    """Registers a tiny extractor with torch-fidelity: mean colours as features, a linear layer of them as logits."""
     from torch_fidelity import registry
     from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
@@ -230,7 +218,7 @@ def registered(monkeypatch):
         def __init__(self, name, features_list, feature_extractor_weights_path=None, **_):
             super().__init__(name, features_list)
             self.linear = torch.nn.Linear(3, 5, bias=False)
-            if feature_extractor_weights_path is not None:  # as torch-fidelity's own do
+            if feature_extractor_weights_path is not None:  # unpickled, as torch-fidelity's own extractors do
                 self.load_state_dict(torch.load(feature_extractor_weights_path, weights_only=False))
 
         @staticmethod
@@ -257,10 +245,10 @@ def test_an_extractor_of_torch_fidelitys_registry(registered, tmp_path):
     weight = torch.arange(15.0).view(5, 3)
     torch.save({"linear.weight": weight}, tmp_path / "w.pth")
     extractor = registered(str(tmp_path / "w.pth"))
-    some = images(4)
-    found, means = extractor(some), some.float().mean((2, 3))
-    torch.testing.assert_close(found["features"], means)
-    torch.testing.assert_close(found["logits"], means @ weight.T)
+    batch = images(4)
+    extracted, means = extractor(batch), batch.float().mean((2, 3))
+    torch.testing.assert_close(extracted["features"], means)
+    torch.testing.assert_close(extracted["logits"], means @ weight.T)
     assert extractor.name == "tiny" and extractor.names_classes and "torch-fidelity" in extractor.resize
     torch.save({"linear.weight": weight + 1}, tmp_path / "v.pth")
     assert registered(str(tmp_path / "v.pth")).hash != extractor.hash
@@ -268,16 +256,16 @@ def test_an_extractor_of_torch_fidelitys_registry(registered, tmp_path):
 
 def test_grey_images_become_rgb(registered, tmp_path):
     torch.save({"linear.weight": torch.ones(5, 3)}, tmp_path / "w.pth")
-    some = images(4, shape=(1, 16, 16))
-    found = registered(str(tmp_path / "w.pth"), (1, 16, 16))(some)["features"]
-    torch.testing.assert_close(found, some.float().mean((2, 3)).expand(-1, 3))
+    batch = images(4, shape=(1, 16, 16))
+    features = registered(str(tmp_path / "w.pth"), (1, 16, 16))(batch)["features"]
+    torch.testing.assert_close(features, batch.float().mean((2, 3)).expand(-1, 3))
 
 
-def test_without_weights_the_file_and_the_place_are_named(registered, tmp_path, monkeypatch):
+def test_an_error_for_missing_weights_tells_the_file_and_the_folder(registered, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    with pytest.raises(UserError, match=f"put tiny.pth into {tmp_path}/hub/checkpoints"):
+    with pytest.raises(FeaturesUnavailable, match=f"put tiny.pth into {tmp_path}/hub/checkpoints"):
         registered(None)
-    with pytest.raises(UserError, match=r"metric\.features\.weights=/nowhere/w\.pth: .* put tiny\.pth into /nowhere"):
+    with pytest.raises(FeaturesUnavailable, match=r"features\.weights=/nowhere/w\.pth: .* put tiny\.pth into /nowhere"):
         registered("/nowhere/w.pth")
 
 
@@ -289,7 +277,7 @@ def test_weights_in_torch_hubs_folder_are_found(registered, tmp_path, monkeypatc
 
 
 def with_entry(file, name):
-    """A file of torch's that would run code, with one more entry in its archive."""
+    """Writes a file of torch that would run code, with one more entry in its archive."""
     torch.save({"linear.weight": Malicious()}, file)
     with zipfile.ZipFile(file, "a") as archive:
         archive.writestr(f"{file.stem}/{name}", b"")
@@ -297,9 +285,9 @@ def with_entry(file, name):
 
 WEIGHTS = {
     "a pickle": lambda file: file.write_bytes(pickle.dumps(Malicious())),
-    "a file of torch's": lambda file: torch.save({"linear.weight": Malicious()}, file),
-    "what looks like a TorchScript": lambda file: with_entry(file, "constants.pkl"),
-    "what does not even look like one": lambda file: with_entry(file, "deep/constants.pkl"),
+    "a file of torch": lambda file: torch.save({"linear.weight": Malicious()}, file),
+    "what torch takes for a TorchScript": lambda file: with_entry(file, "constants.pkl"),
+    "what has the entry of a TorchScript in another folder": lambda file: with_entry(file, "deep/constants.pkl"),
 }
 
 
@@ -313,44 +301,50 @@ def test_weights_that_would_run_code_are_refused(registered, tmp_path, monkeypat
     assert not Path("executed").exists()
 
 
-def test_unknown_extractors_and_odd_channels(registered):
-    with pytest.raises(ValueError, match=r"extractor=vgg: torch-fidelity knows .*inception-v3-compat"):
-        Registered(RGB, device=CPU, extractor="vgg")
-    with pytest.raises(ValueError, match="takes grey or RGB images, not 4 channels"):
+def test_images_of_four_channels_are_refused(registered):
+    with pytest.raises(SettingError, match="takes grey or RGB images, not 4 channels"):
         registered(None, (4, 16, 16))
 
 
-def test_every_picture_of_a_folder_is_measured_as_it_is(tmp_path):
-    some = images(5)
-    data = pictures(write(tmp_path / "in", some), tmp_path)
+def test_every_image_of_a_folder_is_measured_as_it_is(tmp_path):
+    written = images(5)
+    data = images_in(write(tmp_path / "in", written), tmp_path)
     assert data.shape == (3, 16, 16) and (data.size("train"), data.size("holdout")) == (5, 0)
-    found, labels = data.reference("train", 100)
-    assert labels is None and torch.equal(found, some)
-    batch = data.batch(0, size=5, seed=0)[0]
-    assert sorted(batch.sum((1, 2, 3)).tolist()) == pytest.approx(sorted(to_unit(some).sum((1, 2, 3)).tolist()))
+    read, labels = data.reference("train", 100)
+    assert labels is None and torch.equal(read, written)
 
 
-def test_pictures_of_one_size_or_of_the_size_given(tmp_path):
+def test_images_of_different_sizes_need_a_resolution(tmp_path):
     path = write(tmp_path / "in", images(3))
     Image.fromarray(np.zeros((20, 24, 3), np.uint8)).save(tmp_path / "in" / "large.png")
     with pytest.raises(UserError, match=r"folders=.*in: .* no size in common \(16x16, 24x20\); give resolution="):
-        pictures(path, tmp_path)
-    data = Pictures(path=path, resolution=[10, 12], cache=str(tmp_path / "cache"), key="folders")
+        images_in(path, tmp_path)
+    data = images_in(path, tmp_path, resolution=[10, 12])
     assert data.shape == (3, 10, 12) and len(data) == 4
 
 
 def test_a_reference_is_always_the_same_and_never_flipped():
-    some = images(30, shape=(1, 8, 8))
-    rows = torch.arange(30)
-    data = ImageDataset(some, rows % 3, train=rows[5:], held=rows[:5], num_classes=3, flip=True)
+    stored, rows = images(30, shape=(1, 8, 8)), torch.arange(30)
+    split = {"train_indices": rows[5:], "holdout_indices": rows[:5]}
+    data = ImageDataset(stored, rows % 3, **split, num_classes=3, flip=True)
     assert (data.size("train"), data.size("holdout")) == (25, 5)
-    assert torch.equal(data.reference("holdout", 100)[0], some[:5])
+    assert torch.equal(data.reference("holdout", 100)[0], stored[:5])
     part, labels = data.reference("train", 10)
     assert len(part) == 10 and torch.equal(part, data.reference("train", 10)[0])
-    where = [int((some == image).flatten(1).all(1).nonzero()[0]) for image in part]
-    assert len(set(where)) == 10 and min(where) >= 5 and labels.tolist() == [row % 3 for row in where]
-    assert not torch.equal(part, some[5:15]), "drawn: neighbours in a file may have something in common"
-    images_, labels = data.labelled("train", 99)
-    assert torch.equal(images_, some[5:]) and torch.equal(labels, rows[5:] % 3)
+    found = [int((stored == image).flatten(1).all(1).nonzero()[0]) for image in part]
+    assert len(set(found)) == 10 and min(found) >= 5 and labels.tolist() == [row % 3 for row in found]
+    assert not torch.equal(part, stored[5:15]), "drawn, since neighbours in a file may have something in common"
+    learned, labels = data.labelled("train", 99)
+    assert torch.equal(learned, stored[5:]) and torch.equal(labels, rows[5:] % 3)
     with pytest.raises(ValueError, match="no labels"):
-        ImageDataset(some, train=rows, held=rows[:0]).labelled("train", 99)
+        ImageDataset(stored, **split).labelled("train", 99)
+
+
+def test_short_names_of_extractors():
+    def short(name):
+        extractor = Random(RGB, device=CPU)
+        extractor.name = name
+        return extractor.short_name
+
+    names = ["inception-v3-compat", "dinov2-vit-b-14", "clip-vit-b-32", "clip-vit-l-14"]
+    assert [short(name) for name in names] == ["inception", "dinov2", "clip", "clip_vit_l_14"]

@@ -1,13 +1,14 @@
-"""Copies are told from new samples, and the sheet of neighbours shows where they come from."""
+"""Copies are told from new samples, and the grid of nearest images shows what they are copies of."""
 
 import pytest
 import torch
 
 from gancli.datasets.base import ImageDataset
-from gancli.device import seeded
+from gancli.errors import SettingError
 from gancli.metrics.base import Samples
 from gancli.metrics.features import Random
-from gancli.metrics.memorisation import Memorisation, neighbours
+from gancli.metrics.memorisation import Memorisation, nearest_images
+from gancli.randomness import seeded
 
 
 def blobs(count, *key):
@@ -16,12 +17,15 @@ def blobs(count, *key):
     return torch.nn.functional.interpolate(coarse, 8, mode="bilinear").mul(255).round().to(torch.uint8)
 
 
+def split_at(images, count):
+    """The first `count` images are to train on, the others held out."""
+    rows = torch.arange(len(images))
+    return ImageDataset(images, train_indices=rows[:count], holdout_indices=rows[count:])
+
+
 @pytest.fixture(scope="module")
 def dataset():
-    rows = torch.arange(600)
-    return ImageDataset(
-        blobs(600, "data"), train=rows[:400], held=rows[400:]
-    )  # unequal parts: equally many are compared
+    return split_at(blobs(600, "data"), 400)  # unequal parts, of which equally many images are compared
 
 
 @pytest.fixture(scope="module")
@@ -40,27 +44,26 @@ def score(dataset, features):
 
 
 def test_copies_of_training_images(score, dataset):
-    # As many training images are looked at as are held out, so copies are made of those.
-    found = score(dataset.reference("train", 200)[0])
-    assert found["nearer_to_train"] == 1 and found["closer_than_holdout"] == pytest.approx(1)
-    assert found["duplicates"] < 0.05
+    # Of the training images only as many are searched as are held out, so these are copied.
+    values = score(dataset.reference("train", 200)[0])
+    assert values["nearer_to_train"] == 1 and values["closer_than_holdout"] == pytest.approx(1)
+    assert values["duplicates"] < 0.05
 
 
 def test_copies_of_held_out_images(score, dataset):
-    found = score(dataset.reference("holdout", 200)[0])
-    assert found["nearer_to_train"] == 0
-    assert found["closer_than_holdout"] == pytest.approx(0.5, abs=0.02), "they are as far as held-out ones: they are"
+    values = score(dataset.reference("holdout", 200)[0])
+    assert values["nearer_to_train"] == 0
+    assert values["closer_than_holdout"] == pytest.approx(0.5, abs=0.02), "as far as held-out images, which they are"
 
 
 def test_new_images_are_as_near_to_either_part(score):
-    found = score(blobs(800, "new"))
-    assert found["nearer_to_train"] == pytest.approx(0.5, abs=0.08)
-    assert found["closer_than_holdout"] == pytest.approx(0.5, abs=0.08)
+    values = score(blobs(800, "new"))
+    assert values["nearer_to_train"] == pytest.approx(0.5, abs=0.08)
+    assert values["closer_than_holdout"] == pytest.approx(0.5, abs=0.08)
 
 
-def test_few_training_images_meet_as_few_held_out_ones(features):
-    rows = torch.arange(600)
-    few = ImageDataset(blobs(600, "data"), train=rows[:50], held=rows[50:])
+def test_few_training_images_are_compared_with_as_few_held_out_ones(features):
+    few = split_at(blobs(600, "data"), 50)
     real = Samples(*few.reference("train", 50), features=features)
     new, copies = (Samples(i, features=features) for i in (blobs(800, "new"), few.reference("train", 50)[0]))
     assert Memorisation()(new, real, few)["nearer_to_train"] == pytest.approx(0.5, abs=0.1)
@@ -68,39 +71,36 @@ def test_few_training_images_meet_as_few_held_out_ones(features):
 
 
 @pytest.mark.parametrize("count", [200, 800, 3000])
-def test_new_images_are_no_duplicates_however_many(score, count):
+def test_new_images_are_not_duplicates_however_many_there_are(score, count):
     assert score(blobs(count, "new"))["duplicates"] < 0.06
 
 
-def test_images_from_elsewhere_are_far_from_training_images(score):
+def test_images_of_another_distribution_are_far_from_training_images(score):
     noise = torch.randint(0, 256, (100, 1, 8, 8), dtype=torch.uint8, generator=seeded("noise"))
     assert score(noise)["closer_than_holdout"] < 0.05
 
 
 def test_repeated_samples_are_duplicates(score):
     assert score(blobs(50, "new").repeat(3, 1, 1, 1))["duplicates"] == 1
-    assert score(torch.cat([blobs(60, "new"), blobs(20, "twice"), blobs(20, "twice")]))["duplicates"] == pytest.approx(
-        0.4, abs=0.05
-    )
+    some_twice = torch.cat([blobs(60, "new"), blobs(20, "twice"), blobs(20, "twice")])
+    assert score(some_twice)["duplicates"] == pytest.approx(0.4, abs=0.05)
 
 
-def test_duplicates_beside_held_out_ones_that_are(features):
-    held = torch.cat([blobs(180, "held"), blobs(10, "held"), blobs(10, "held")])
-    some = ImageDataset(torch.cat([blobs(200, "data"), held]), train=torch.arange(200), held=200 + torch.arange(200))
-    real = Samples(some.images[:200], features=features)
-    assert (
-        Memorisation()(Samples(blobs(1, "new").repeat(200, 1, 1, 1), features=features), real, some)["duplicates"] == 1
-    )
-    assert Memorisation()(Samples(blobs(200, "new"), features=features), real, some)["duplicates"] < 0.05
+def test_duplicates_are_found_though_some_held_out_images_are_duplicates_too(features):
+    holdout = torch.cat([blobs(180, "held"), blobs(10, "held"), blobs(10, "held")])
+    dataset = split_at(torch.cat([blobs(200, "data"), holdout]), 200)
+    real = Samples(dataset.images[:200], features=features)
+    same, new = (Samples(i, features=features) for i in (blobs(1, "new").repeat(200, 1, 1, 1), blobs(200, "new")))
+    assert Memorisation()(same, real, dataset)["duplicates"] == 1
+    assert Memorisation()(new, real, dataset)["duplicates"] < 0.05
 
 
 def test_ties_count_half(features):
     same = blobs(100, "data")
-    rows = torch.arange(100)
-    twice = ImageDataset(torch.cat([same, same]), train=rows, held=rows + 100)
+    twice = split_at(torch.cat([same, same]), 100)
     real = Samples(*twice.reference("train", 100), features=features)
-    found = Memorisation()(Samples(blobs(30, "new"), features=features), real, twice)
-    assert found["nearer_to_train"] == 0.5
+    values = Memorisation()(Samples(blobs(30, "new"), features=features), real, twice)
+    assert values["nearer_to_train"] == 0.5
 
 
 def test_count_limits_the_samples(score):
@@ -109,32 +109,30 @@ def test_count_limits_the_samples(score):
     assert score(images, count=10)["duplicates"] < 1
 
 
-def test_neighbours_are_counted_from_3():
-    with pytest.raises(ValueError, match="count=2: at least 3"):
+def test_a_count_below_3_is_refused():
+    with pytest.raises(SettingError, match="count=2: at least 3"):
         Memorisation(count=2)
 
 
-def test_the_sheet_of_neighbours(dataset, features):
-    train, held = dataset.reference("train", 400)[0], dataset.reference("holdout", 200)[0]
+def test_the_grid_of_nearest_images(dataset, features):
+    train, holdout = dataset.reference("train", 400)[0], dataset.reference("holdout", 200)[0]
     samples = torch.cat([blobs(20, "new"), train[5:6], train[17:18]])
     real = Samples(train, features=features)
-    cells, columns = neighbours(Samples(samples, features=features), real, dataset, count=3, near=2)
+    cells, columns = nearest_images(Samples(samples, features=features), real, dataset, count=3, near=2)
     assert columns == 5 and cells.shape == (15, 1, 8, 8) and cells.dtype == torch.uint8
     rows = cells.view(3, 5, 64)
     copies = {tuple(train[index].flatten().tolist()) for index in (5, 17)}
     assert {tuple(row[0].tolist()) for row in rows[:2]} == copies, "the nearest to a training image come first"
     for row in rows[:2]:
         assert torch.equal(row[0], row[1])
-    known = [{tuple(image.flatten().tolist()) for image in part} for part in (train, held)]
+    train_set, holdout_set = ({tuple(image.flatten().tolist()) for image in part} for part in (train, holdout))
     for row in rows:
-        assert all(tuple(cell.tolist()) in known[0] for cell in row[1:3]), "then training images"
-        assert all(tuple(cell.tolist()) in known[1] for cell in row[3:5]), "then held-out ones"
+        assert all(tuple(cell.tolist()) in train_set for cell in row[1:3])
+        assert all(tuple(cell.tolist()) in holdout_set for cell in row[3:5])
 
 
-def test_copies_are_seen_however_many_training_images_there_are(features):
-    many = ImageDataset(
-        torch.cat([blobs(4_000, "data"), blobs(300, "held")]), train=torch.arange(4_000), held=4_000 + torch.arange(300)
-    )
+def test_copies_are_found_however_many_training_images_there_are(features):
+    many = split_at(torch.cat([blobs(4_000, "data"), blobs(300, "held")]), 4_000)
     real = Samples(*many.reference("train", 500), features=features)
-    found = Memorisation(count=200)(Samples(many.images[3_000:3_100], features=features), real, many)
-    assert found["closer_than_holdout"] == 1
+    values = Memorisation(count=200)(Samples(many.images[3_000:3_100], features=features), real, many)
+    assert values["closer_than_holdout"] == 1

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from gancli.errors import SettingError
 from gancli.networks import layers
 from gancli.networks.base import Discriminator, Generator
 from gancli.networks.dcgan import DCGANDiscriminator, DCGANGenerator
@@ -13,7 +14,7 @@ from gancli.networks.mlp import MLPDiscriminator, MLPGenerator
 from gancli.networks.resnet import ResNetDiscriminator, ResNetGenerator
 
 SMALL = {"channels": 4, "max_channels": 8}
-SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32), (4, 48, 48), (3, 64, 64), (1, 96, 96), (3, 128, 128), (3, 32, 48)]
+SHAPES = [(1, 8, 8), (1, 28, 28), (4, 48, 48), (3, 32, 48)]
 GENERATORS = [
     pytest.param(MLPGenerator, {"width": 16}, id="mlp"),
     pytest.param(DCGANGenerator, SMALL, id="dcgan"),
@@ -45,7 +46,9 @@ def of_class(number: int, count: int) -> Tensor:
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize(("make", "settings"), GENERATORS)
-def test_generator_makes_images_in_range(make: type[Generator], settings: dict, shape: tuple[int, ...]) -> None:
+def test_generated_images_have_the_shape_and_the_range_of_tanh(
+    make: type[Generator], settings: dict, shape: tuple[int, ...]
+) -> None:
     generator = make(latent_dim=5, image_shape=shape, **settings)
     images = generator(3 * torch.randn(2, 5))
     assert images.shape == (2, *shape)
@@ -55,14 +58,16 @@ def test_generator_makes_images_in_range(make: type[Generator], settings: dict, 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize(("make", "settings"), DISCRIMINATORS)
-def test_discriminator_gives_a_logit_each(make: type[Discriminator], settings: dict, shape: tuple[int, ...]) -> None:
+def test_a_discriminator_returns_one_logit_per_sample(
+    make: type[Discriminator], settings: dict, shape: tuple[int, ...]
+) -> None:
     logits = make(image_shape=shape, **settings)(torch.rand(2, *shape) * 2 - 1)
     assert logits.shape == (2,)
     assert logits.isfinite().all()
     assert logits.abs().max() < 100
 
 
-def test_points_are_unbounded_vectors() -> None:
+def test_generated_points_are_unbounded() -> None:
     generator = MLPGenerator(latent_dim=2, image_shape=(3,), width=16)
     points = generator(100 * torch.randn(64, 2))
     assert points.shape == (64, 3)
@@ -71,7 +76,7 @@ def test_points_are_unbounded_vectors() -> None:
 
 
 @pytest.mark.parametrize(("make", "settings"), GENERATORS)
-def test_generator_follows_labels(make: type[Generator], settings: dict) -> None:
+def test_generators_with_classes_use_and_require_labels(make: type[Generator], settings: dict) -> None:
     generator = make(latent_dim=5, image_shape=(1, 8, 8), num_classes=3, **settings).eval()
     z = torch.randn(4, 5)
     assert not torch.allclose(generator(z, of_class(0, 4)), generator(z, of_class(1, 4)))
@@ -80,7 +85,7 @@ def test_generator_follows_labels(make: type[Generator], settings: dict) -> None
 
 
 @pytest.mark.parametrize(("make", "settings"), DISCRIMINATORS)
-def test_discriminator_follows_labels(make: type[Discriminator], settings: dict) -> None:
+def test_discriminators_with_classes_use_and_require_labels(make: type[Discriminator], settings: dict) -> None:
     discriminator = make(image_shape=(1, 8, 8), num_classes=3, **settings).eval()
     x = torch.randn(4, 1, 8, 8)
     assert not torch.allclose(discriminator(x, of_class(0, 4)), discriminator(x, of_class(1, 4)))
@@ -88,7 +93,7 @@ def test_discriminator_follows_labels(make: type[Discriminator], settings: dict)
         discriminator(x)
 
 
-def test_projection_head_is_its_formula() -> None:
+def test_projection_head_equals_its_formula() -> None:
     head = layers.ProjectionHead(5, 3)
     h, labels = torch.randn(4, 5), torch.tensor([0, 1, 2, 1])
     assert head.embedding is not None
@@ -97,10 +102,10 @@ def test_projection_head_is_its_formula() -> None:
 
 
 @pytest.mark.parametrize(("make", "settings"), DISCRIMINATORS)
-def test_per_sample_is_true_where_the_batch_does_not_matter(make: type[Discriminator], settings: dict) -> None:
+def test_per_sample_is_false_only_with_batch_norm(make: type[Discriminator], settings: dict) -> None:
     discriminator = make(image_shape=(1, 16, 16), **settings)
     x = torch.randn(6, 1, 16, 16)
-    # A copy, since the power iteration of spectral normalisation moves the weights at each pass.
+    # Copies, since the power iteration of spectral normalisation changes the weights in each pass.
     together, alone = copy.deepcopy(discriminator)(x), copy.deepcopy(discriminator)(x[:2])
     assert discriminator.per_sample == torch.allclose(together[:2], alone, atol=1e-5)
     assert discriminator.per_sample == (settings.get("norm") != "batch")
@@ -117,7 +122,7 @@ def test_double_backward_reaches_every_weight(make: type[Discriminator], setting
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in reached)
 
 
-def test_double_backward_is_right() -> None:
+def test_double_backward_equals_finite_differences() -> None:
     discriminator = DCGANDiscriminator(image_shape=(1, 16, 16), channels=4, norm="group").double()
     x, along = torch.randn(2, 2, 1, 16, 16, dtype=torch.double)
 
@@ -125,7 +130,6 @@ def test_double_backward_is_right() -> None:
         (gradient,) = torch.autograd.grad(discriminator(inputs).sum(), inputs, create_graph=True)
         return gradient.square().sum()
 
-    # Not torch's gradgradcheck, which takes seconds to import.
     above, below = (penalty((x + step * along).requires_grad_()) for step in (1e-6, -1e-6))
     x.requires_grad_()
     (slope,) = torch.autograd.grad(penalty(x), x)
@@ -162,16 +166,16 @@ def test_spectral_norm_keeps_singular_values_near_one(make: type[Discriminator])
 
 
 @pytest.mark.parametrize(("make", "settings"), DISCRIMINATORS)
-def test_state_makes_a_copy_of_discriminator(make: type[Discriminator], settings: dict) -> None:
+def test_a_loaded_state_makes_discriminators_equal(make: type[Discriminator], settings: dict) -> None:
     first, second = (make(image_shape=(1, 8, 8), **settings) for _ in range(2))
     x = torch.randn(3, 1, 8, 8)
-    first(x)  # moves the buffers
+    first(x)  # changes the buffers of spectral and batch normalisation
     second.load_state_dict(first.state_dict())
     assert torch.equal(first(x), second(x))
 
 
 @pytest.mark.parametrize(("make", "settings"), GENERATORS)
-def test_state_makes_a_copy_of_generator(make: type[Generator], settings: dict) -> None:
+def test_a_loaded_state_makes_generators_equal(make: type[Generator], settings: dict) -> None:
     first, second = (make(latent_dim=4, image_shape=(1, 8, 8), **settings) for _ in range(2))
     z = torch.randn(3, 4)
     first(z)
@@ -180,7 +184,7 @@ def test_state_makes_a_copy_of_generator(make: type[Generator], settings: dict) 
 
 
 @pytest.mark.parametrize("make", [DCGANDiscriminator, ResNetDiscriminator])
-def test_memory_format_and_bfloat16_change_little(make: type[Discriminator]) -> None:
+def test_memory_format_and_bfloat16_change_logits_little(make: type[Discriminator]) -> None:
     discriminator = make(image_shape=(3, 16, 16), spectral_norm=True, **SMALL).eval()
     x = torch.randn(4, 3, 16, 16)
     before = discriminator(x)
@@ -188,7 +192,7 @@ def test_memory_format_and_bfloat16_change_little(make: type[Discriminator]) -> 
     assert torch.allclose(discriminator(x), before, atol=1e-5, rtol=1e-4)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.allclose(discriminator(x).float(), before, atol=0.1, rtol=0.1)
-        discriminator.train()(x).sum().backward()  # the power iteration too
+        discriminator.train()(x).sum().backward()  # with power iterations
 
 
 @pytest.mark.parametrize(
@@ -201,7 +205,9 @@ def test_memory_format_and_bfloat16_change_little(make: type[Discriminator]) -> 
         ((3, 256, 256), (6, (4, 4))),
     ],
 )
-def test_stages(shape: tuple[int, ...], expected: tuple[int, tuple[int, int]]) -> None:
+def test_stages_halve_the_smaller_side_to_4_to_7_pixels(
+    shape: tuple[int, ...], expected: tuple[int, tuple[int, int]]
+) -> None:
     assert layers.stages_for(shape) == expected
 
 
@@ -215,8 +221,10 @@ def test_stages(shape: tuple[int, ...], expected: tuple[int, tuple[int, int]]) -
     ],
 )
 @pytest.mark.parametrize("make", [DCGANDiscriminator, ResNetDiscriminator])
-def test_sizes_that_do_not_halve_are_refused(make: type[Discriminator], shape: tuple[int, ...], texts: list) -> None:
-    with pytest.raises(ValueError) as caught:
+def test_sizes_that_do_not_halve_evenly_are_refused(
+    make: type[Discriminator], shape: tuple[int, ...], texts: list
+) -> None:
+    with pytest.raises(SettingError) as caught:
         make(image_shape=shape)
     assert all(text in str(caught.value) for text in texts)
 
@@ -233,39 +241,42 @@ def test_sizes_that_do_not_halve_are_refused(make: type[Discriminator], shape: t
     ],
 )
 @pytest.mark.parametrize("make", [DCGANGenerator, ResNetGenerator])
-def test_bad_settings_are_named(make: type[Generator], settings: dict, text: str) -> None:
-    with pytest.raises(ValueError) as caught:
+def test_wrong_settings_are_named(make: type[Generator], settings: dict, text: str) -> None:
+    with pytest.raises(SettingError) as caught:
         make(**{"latent_dim": 4, "image_shape": (1, 8, 8), **settings})
     assert str(caught.value).startswith(text)
 
 
-@pytest.mark.parametrize("name", ["width", "depth"])
-def test_bad_mlp_settings_are_named(name: str) -> None:
-    with pytest.raises(ValueError, match=f"^{name}=0"):
-        MLPDiscriminator(image_shape=(2,), **{name: 0})
+def test_all_wrong_mlp_settings_are_named_in_one_error() -> None:
+    with pytest.raises(SettingError, match=r"^width=0: at least 1\ndepth=-1: at least 1$"):
+        MLPDiscriminator(image_shape=(2,), width=0, depth=-1)
+    with pytest.raises(SettingError, match=r"^fourier=-1.0: at least 0$"):
+        MLPDiscriminator(image_shape=(2,), fourier=-1.0)
+    with pytest.raises(SettingError, match=r"^hidden=-1: at least 0$"):
+        DCGANDiscriminator(image_shape=(1, 8, 8), hidden=-1)
 
 
 @pytest.mark.parametrize(("channels", "groups"), [(1, 1), (6, 1), (8, 2), (48, 12), (64, 16), (128, 32), (512, 32)])
-def test_group_norm_divides_the_channels(channels: int, groups: int) -> None:
-    layer = layers.norm("group", channels)
+def test_group_norm_has_groups_of_at_least_4_channels(channels: int, groups: int) -> None:
+    layer = layers.make_norm("group", channels)
     assert isinstance(layer, nn.GroupNorm)
     assert layer.num_groups == groups
 
 
-def test_he_keeps_the_scale_through_transposed_convolutions() -> None:
+def test_he_initialisation_keeps_the_scale_of_transposed_convolutions() -> None:
     layer = layers.he_(nn.ConvTranspose2d(64, 64, 4, stride=2, padding=1), slope=1)
     assert layer(torch.randn(4, 64, 16, 16))[..., 2:-2, 2:-2].std().item() == pytest.approx(1, abs=0.1)
 
 
-def test_an_mlp_bends_where_it_is_told_to():
+def test_the_first_layer_of_an_mlp_changes_slope_in_bias_range() -> None:
     generator = MLPGenerator(latent_dim=1, image_shape=(1,), width=64, depth=1, bias_range=[2.0, 3.0])
     first = generator.hidden[0]
-    where = -first.bias / first.weight[:, 0]
-    assert 2 <= where.min() < 2.2 and 2.8 < where.max() <= 3
+    zeros = -first.bias / first.weight[:, 0]
+    assert 2 <= zeros.min() < 2.2 and 2.8 < zeros.max() <= 3
     assert not MLPGenerator(latent_dim=1, image_shape=(1,)).hidden[0].bias.any()
 
 
-@pytest.mark.parametrize("bias_range", [[1.0, 0.0], [0.0, 0.0], [1.0]])
-def test_kinks_are_two_ends(bias_range):
-    with pytest.raises(ValueError, match=r"bias_range=.*: two ends, the lower one first"):
+@pytest.mark.parametrize("bias_range", [[0.0, 0.0], [1.0]])
+def test_bias_range_is_two_increasing_numbers(bias_range: list[float]) -> None:
+    with pytest.raises(SettingError, match=r"^bias_range=.*: two numbers, the lower one first"):
         MLPGenerator(latent_dim=1, image_shape=(1,), bias_range=bias_range)

@@ -1,20 +1,22 @@
-"""The saddle point's chapter on hand-made run folders: complete, missing, diverged, shortened."""
+"""The chapter on the saddle point, from hand-made run folders: complete, missing, diverged, shortened."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from gancli.reporting.html import Picture
+from gancli.commands import theory
+from gancli.config import compose
+from gancli.reporting.html import Image
 from gancli.theory.base import diverged
-from gancli.theory.saddle_point import AT_REST, CONVERGES, DOES_NOT, METHODS, SUBLINEARLY, UPDATES, SaddlePoint
+from gancli.theory.saddle_point import AT_EQUILIBRIUM, CONVERGES, DOES_NOT, METHODS, SUBLINEARLY, UPDATES, SaddlePoint
 
 DISTANCES = {CONVERGES: (1.41, 0.1, 1e-4), SUBLINEARLY: (1.41, 0.28, 0.2), DOES_NOT: (1.41, 1.37, 1.36)}
 PNG = b"\x89PNG"
 
 
-def written(run, *, outcome=None, steps=1000, ended="finished", eigenvalue=None):
-    """A run's folder, as its diagnostics and `gancli theory` leave it."""
+def write_run(run, *, outcome=None, steps=1000, ended="finished", eigenvalue=None):
+    """Writes the files that `gancli theory` leaves in a run folder and that the chapter reads."""
     (run / "theory").mkdir(parents=True)
     (run / "done.json").write_text(json.dumps({"images": 2 * steps, "overrides": [], "ended": ended}))
     if outcome is not None:
@@ -29,22 +31,22 @@ def written(run, *, outcome=None, steps=1000, ended="finished", eigenvalue=None)
 
 @pytest.fixture
 def complete(tmp_path):
-    """Every run of the table, ended as the theory says."""
+    """The folder of all runs of the chapter, each with the outcome that the theory says."""
     for name, (_, theory) in METHODS.items():
         for update, outcome in zip(UPDATES, theory, strict=True):
-            written(tmp_path / f"dirac-{word(name)}-{update}", outcome=outcome)
-    written(tmp_path / "dirac-extragradient", outcome=CONVERGES)
-    for name, (_, exact) in AT_REST.items():
-        written(tmp_path / f"equilibrium-{word(name)}", eigenvalue=exact)
+            write_run(tmp_path / f"dirac-{slug(name)}-{update}", outcome=outcome)
+    write_run(tmp_path / "dirac-extragradient", outcome=CONVERGES)
+    for name, (_, exact) in AT_EQUILIBRIUM.items():
+        write_run(tmp_path / f"equilibrium-{slug(name)}", eigenvalue=exact)
     return tmp_path
 
 
-def word(name):
+def slug(name):
     return name.lower().replace(" ", "_")
 
 
-def verdicts(folder, **how):
-    table = SaddlePoint(**how).parts(folder)[0]
+def verdicts(folder, **settings):
+    table = SaddlePoint(**settings).parts(folder)[0]
     return {row[0]: row[-1] for row in table.rows}
 
 
@@ -55,23 +57,23 @@ def test_every_row_of_a_complete_report_agrees_with_the_theory(complete):
     assert rows["non-saturating"][1:4] == ["1.36", "0.2", "does not / sublinearly"]
     assert rows["extragradient"][1:4] == ["0.0001", "", "converges"]
     assert "after 1,000 steps" in table.caption
-    planes = [part.caption for part in others if isinstance(part, Picture)]
+    planes = [part.caption for part in others if isinstance(part, Image)]
     assert planes == [f"{name}, {update}" for name in ("minimax", "WGAN-GP", "R1", "R2") for update in UPDATES]
     closed = next(part for part in others if hasattr(part, "rows"))
     assert all(row[1:3] == row[3:5] for row in closed.rows)
     assert next(row[:3] for row in closed.rows if row[0] == "consensus") == ["consensus", "-0.25", "0.5"]
 
 
-def test_what_left_nothing_gets_no_verdict(tmp_path):
+def test_missing_runs_get_no_verdict(tmp_path):
     table, *others = SaddlePoint().parts(tmp_path)
     assert all(row[-1] == "–" and set(row[1:3]) <= {"–", ""} for row in table.rows)
     assert "after no steps" in table.caption
     assert sum("fewer than two checkpoints" in part for part in others if isinstance(part, str)) == 2
 
 
-def test_a_diverged_run_did_not_converge(complete):
+def test_a_diverged_run_counts_as_one_that_does_not_converge(complete):
     for name in ("R1", "WGAN"):
-        run = complete / f"dirac-{word(name)}-simultaneous"
+        run = complete / f"dirac-{slug(name)}-simultaneous"
         (run / "theory" / "phase_plane.json").unlink()
         (run / "done.json").write_text(json.dumps({"images": 2000, "ended": "ended: the generator's loss became nan"}))
         assert diverged(run)
@@ -80,7 +82,7 @@ def test_a_diverged_run_did_not_converge(complete):
     assert next(row for row in SaddlePoint().parts(complete)[0].rows if row[0] == "R1")[1] == "diverged"
 
 
-def test_one_missing_run_of_two_leaves_the_row_open(complete):
+def test_a_method_with_one_missing_run_gets_no_verdict(complete):
     (complete / "dirac-r1-alternating" / "theory" / "phase_plane.json").unlink()
     assert verdicts(complete)["R1"] == "–"
 
@@ -88,23 +90,23 @@ def test_one_missing_run_of_two_leaves_the_row_open(complete):
 @pytest.mark.parametrize(
     ("name", "outcome"), [("R1", SUBLINEARLY), ("R1", DOES_NOT), ("minimax", CONVERGES), ("minimax", SUBLINEARLY)]
 )
-def test_another_ending_is_told(complete, name, outcome):
-    run = complete / f"dirac-{word(name)}-simultaneous"
+def test_an_outcome_that_contradicts_the_theory_is_reported(complete, name, outcome):
+    run = complete / f"dirac-{slug(name)}-simultaneous"
     found = dict(zip(("distance_first", "distance_middle", "distance_last"), DISTANCES[outcome], strict=True))
     (run / "theory" / "phase_plane.json").write_text(json.dumps({"numbers": found}))
     assert verdicts(complete)[name] == "NO"
 
 
-def test_a_fall_to_a_wider_circle_is_no_approach(complete):
+def test_a_distance_that_falls_but_stays_above_the_first_one_is_not_convergence(complete):
     found = {"distance_first": 1.41, "distance_middle": 4.0, "distance_last": 3.3, "steps": 1000}
     run = complete / "dirac-dragan-simultaneous"
     (run / "theory" / "phase_plane.json").write_text(json.dumps({"numbers": found}))
     assert verdicts(complete)["DRAGAN"] == "yes"
 
 
-def test_shortened_runs_are_not_judged_and_their_commands_say_how_long_they_were(tmp_path):
-    written(tmp_path / "dirac-r1-simultaneous", outcome=DOES_NOT, steps=50)
-    written(tmp_path / "dirac-instance_noise-simultaneous", outcome=DOES_NOT, steps=50)
+def test_shortened_runs_get_no_verdict_and_their_commands_have_the_actual_length(tmp_path):
+    write_run(tmp_path / "dirac-r1-simultaneous", outcome=DOES_NOT, steps=50)
+    write_run(tmp_path / "dirac-instance_noise-simultaneous", outcome=DOES_NOT, steps=50)
     assert verdicts(tmp_path, length=0.05)["R1"] == "–"
     assert "after 50 steps" in SaddlePoint(length=0.05).parts(tmp_path)[0].caption
     commands = SaddlePoint(length=0.05).section(tmp_path).commands
@@ -112,18 +114,14 @@ def test_shortened_runs_are_not_judged_and_their_commands_say_how_long_they_were
     assert r1.endswith("train.images=100")
     noise = next(line for line in commands if "instance_noise" in line and "update=simultaneous" in line)
     assert noise.count("train.images=") == 1 and noise.endswith("train.images=100")
-    whole = SaddlePoint().section(tmp_path).commands
-    assert not any(line.endswith("train.images=100") for line in whole)
+    full_length = SaddlePoint().section(tmp_path).commands
+    assert not any(line.endswith("train.images=100") for line in full_length)
 
 
-@pytest.mark.parametrize(
-    ("length", "told", "for_a_glance"), [(0.05, True, True), (1.0, False, False), (2.0, True, False)]
-)
-def test_the_report_says_first_that_runs_were_shortened(length, told, for_a_glance, tmp_path, monkeypatch):
-    from gancli.commands import theory
-
-    monkeypatch.setattr(theory, "_perform", lambda chapters, folder, settings: None)
-    settings = theory.compose("theory", [f"out={tmp_path}", f"length={length}", "chapters=[saddle_point]"])
+@pytest.mark.parametrize(("length", "noted", "preview"), [(0.05, True, True), (1.0, False, False), (2.0, True, False)])
+def test_the_introduction_says_that_runs_were_shortened_or_lengthened(length, noted, preview, tmp_path, monkeypatch):
+    monkeypatch.setattr(theory, "_run_experiments", lambda chapters, folder, settings: None)
+    settings = compose("theory", [f"out={tmp_path}", f"length={length}", "chapters=[saddle_point]"])
     text = Path(theory.run(settings)).read_text()
-    assert (f"(length={length:g})" in text) is told
-    assert ("for a glance" in text) is for_a_glance
+    assert (f"(length={length:g})" in text) is noted
+    assert ("a preview" in text) is preview

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 
+from gancli.atomic_files import atomic_write
 from gancli.distributed.process_group import SINGLE_PROCESS
-from gancli.errors import UserError
-from gancli.training.checkpoint import Checkpoints, Unreadable, atomic_write, read
+from gancli.errors import InvalidCheckpoint, UserError
+from gancli.training.checkpoint import FORMAT, Checkpoints, read
 
 
 def state(value: float = 1.0) -> dict[str, Any]:
@@ -82,10 +83,10 @@ def test_nothing_there_is_no_state(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.1, 0.5, 0.9, 0.999])
-def test_a_truncated_file_is_passed_over(two: Checkpoints, share: float, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_truncated_file_is_skipped(two: Checkpoints, share: float, caplog: pytest.LogCaptureFixture) -> None:
     content = two.path(200).read_bytes()
     two.path(200).write_bytes(content[: int(share * len(content))])
-    with pytest.raises(Unreadable):
+    with pytest.raises(InvalidCheckpoint):
         read(two.path(200))
     with caplog.at_level(logging.WARNING):
         assert value_of(two.newest()) == 1.0
@@ -93,12 +94,12 @@ def test_a_truncated_file_is_passed_over(two: Checkpoints, share: float, caplog:
     assert two.pick("last")[0] == two.path(100)
 
 
-def test_a_flipped_bit_in_a_weight_is_passed_over(two: Checkpoints) -> None:
+def test_a_flipped_bit_in_a_weight_is_skipped(two: Checkpoints) -> None:
     content = bytearray(two.path(200).read_bytes())
     weight = content.index(torch.full((16, 16), 2.0).numpy().tobytes())
     content[weight + 500] ^= 1
     two.path(200).write_bytes(content)
-    with pytest.raises(Unreadable, match="damaged"):
+    with pytest.raises(InvalidCheckpoint, match="damaged"):
         read(two.path(200))
     assert value_of(two.newest()) == 1.0
 
@@ -113,7 +114,7 @@ def test_a_flipped_bit_anywhere_raises_nothing_else(two: Checkpoints) -> None:
         two.path(200).write_bytes(damaged)
         try:
             assert value_of(read(two.path(200))) == 2.0
-        except Unreadable:
+        except InvalidCheckpoint:
             refused += 1
     assert refused > 100
 
@@ -125,7 +126,7 @@ def test_a_tensor_marked_as_a_folder_is_not_read_as_whatever_memory_holds(two: C
         entry = content.index(b"PK\x01\x02", entry + 1)
     content[entry + 38] ^= 0x10  # the external attribute "directory", which no check sum covers
     two.path(200).write_bytes(content)
-    with pytest.raises(Unreadable):
+    with pytest.raises(InvalidCheckpoint):
         read(two.path(200))
     assert value_of(two.newest()) == 1.0
 
@@ -141,12 +142,12 @@ class Malicious:
 @pytest.mark.parametrize("as_zip", [True, False], ids=["zip", "plain pickle"])
 def test_code_in_a_file_is_not_run(two: Checkpoints, tmp_path: Path, as_zip: bool) -> None:
     victim = tmp_path / "ran"
-    bad = {"format": 1, "images": 200, **state(2.0), "extra": Malicious(victim)}
+    bad = {"format": FORMAT, "images": 200, **state(2.0), "extra": Malicious(victim)}
     if as_zip:
         torch.save(bad, two.path(200))
     else:
         two.path(200).write_bytes(pickle.dumps(bad))
-    with pytest.raises(Unreadable, match="refused" if as_zip else "damaged"):
+    with pytest.raises(InvalidCheckpoint, match="refused" if as_zip else "damaged"):
         read(two.path(200))
     assert value_of(two.newest()) == 1.0
     assert not victim.exists()
@@ -154,10 +155,10 @@ def test_code_in_a_file_is_not_run(two: Checkpoints, tmp_path: Path, as_zip: boo
     assert victim.exists(), "the trap works where it is let"
 
 
-@pytest.mark.parametrize("content", [{"format": 0, "images": 200}, {"images": 200}, [1, 2]], ids=str)
-def test_another_format_is_passed_over(two: Checkpoints, content: Any) -> None:
+@pytest.mark.parametrize("content", [{"format": 1, "images": 200}, {"images": 200}, [1, 2]], ids=str)
+def test_another_format_is_skipped(two: Checkpoints, content: Any) -> None:
     torch.save(content, two.path(200))
-    with pytest.raises(Unreadable, match="not a checkpoint of this version"):
+    with pytest.raises(InvalidCheckpoint, match=r"is not a checkpoint|has checkpoint format 1; "):
         read(two.path(200))
     assert value_of(two.newest()) == 1.0
 
@@ -216,7 +217,7 @@ def test_an_interruption_leaves_nothing_behind_either(tmp_path: Path, monkeypatc
     assert list(tmp_path.iterdir()) == []
 
 
-def test_write_whole_replaces_and_leaves_only_the_file(tmp_path: Path) -> None:
+def test_atomic_write_replaces_and_leaves_only_the_file(tmp_path: Path) -> None:
     atomic_write(tmp_path / "file", b"old")
     atomic_write(tmp_path / "file", memoryview(b"new"))
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
@@ -239,8 +240,11 @@ def test_pick_by_name_and_number(two: Checkpoints) -> None:
 @pytest.mark.parametrize(
     ("which", "message"),
     [
-        (150, "checkpoint=150: not in {folder}; say last or a number of images of: 100, 200"),
-        ("best", "checkpoint=best: nothing chose a best one in {folder}; say last or a number of images of: 100, 200"),
+        (150, "checkpoint=150: no such file in {folder}; say last or a number of images of: 100, 200"),
+        (
+            "best",
+            "checkpoint=best: no evaluation chose a best one in {folder}; say last or a number of images of: 100, 200",
+        ),
         ("newest", "checkpoint=newest: say last, best or a number of images"),
         ("-1", "checkpoint=-1: say last, best or a number of images"),
         ("../200", "checkpoint=../200: say last, best or a number of images"),
@@ -259,7 +263,7 @@ def test_pick_where_nothing_can_be_read(two: Checkpoints) -> None:
         two.pick("last")
     assert str(caught.value).startswith(f"{two.folder}: no readable checkpoint here; ")
     assert f"resume={two.folder.parent}" in str(caught.value)
-    with pytest.raises(UserError, match=r"^checkpoint=200: .*images-000000000200\.pt is cut short or damaged"):
+    with pytest.raises(UserError, match=r"^checkpoint=200: .*images-000000000200\.pt is truncated or damaged"):
         two.pick(200)
     with pytest.raises(UserError, match=r"a number of images of: none$"):
         Checkpoints(two.folder / "empty").pick(5)
@@ -271,14 +275,14 @@ def test_bad_settings_are_named(tmp_path: Path, settings: dict[str, int], named:
         Checkpoints(tmp_path, **settings)
 
 
-def test_the_first_process_chooses_for_all(tmp_path):
-    """Here it found the older one, as its newer one was not readable, or not there yet."""
+def test_the_main_process_chooses_for_all(tmp_path):
+    """Here the main process found the older one only: its newer one is unreadable or not there yet."""
     checkpoints = Checkpoints(tmp_path, keep=3)
     for number in (1, 2):
         checkpoints.save({"value": torch.tensor(float(number))}, images=number)
-    other = SimpleNamespace(first=False, said=lambda word: 1)
-    assert checkpoints.newest_for(other)["value"] == 1.0
-    assert checkpoints.newest_for(SINGLE_PROCESS)["value"] == 2.0
+    other = SimpleNamespace(is_main_process=False, broadcast_from_main=lambda function: 1)
+    assert checkpoints.newest_on_all_processes(other)["value"] == 1.0
+    assert checkpoints.newest_on_all_processes(SINGLE_PROCESS)["value"] == 2.0
     (tmp_path / "images-000000000001.pt").unlink()
     with pytest.raises(UserError, match="checkpoint=1"):
-        checkpoints.newest_for(other)
+        checkpoints.newest_on_all_processes(other)

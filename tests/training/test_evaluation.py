@@ -7,18 +7,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY
-from test_trainer import same
+from comparing import same
+from conftest import TINY, train_in
 
 from gancli import __version__
 from gancli.datasets.base import subset
 from gancli.datasets.digits import Digits
 from gancli.device import Runtime
-from gancli.metrics.suite import Evaluator
+from gancli.metrics.suite import MetricSuite
 from gancli.training import checkpoint
-from gancli.training.evaluation import Evaluation
+from gancli.training.evaluation import PeriodicEvaluation
 from gancli.training.health import HealthMonitor
-from gancli.training.logging import TrainingLogger
+from gancli.training.logging import NullLogger, TrainingLogger
+from gancli.training.run_folder import RunFolder
 from gancli.training.trainer import Trainer
 
 ON = ["evaluation.every=32", "evaluation.count=24", "evaluation.reference_count=64"]
@@ -71,7 +72,7 @@ def differing(a, b, keys=TENSORS):
 def numbers(monkeypatch, values):
     """The metric takes these values, one after the other."""
     values = iter(values)
-    monkeypatch.setattr(Evaluator, "__call__", lambda self, samples: {"fid": next(values)})
+    monkeypatch.setattr(MetricSuite, "__call__", lambda self, samples: {"fd_random": next(values)})
 
 
 @pytest.mark.parametrize(
@@ -130,7 +131,7 @@ def test_an_interrupted_run_logs_and_ends_like_one_that_was_not(train, cli, monk
     states = last(whole), last(folder)
     for state in states:
         assert state["evaluation"].pop("seconds") > 0
-    assert differing(*states, (*TENSORS, "monitor", "evaluation")) == []
+    assert differing(*states, (*TENSORS, "logging", "evaluation")) == []
     assert without_time(rows(whole)) == without_time(rows(folder))
     assert [row["images"] for row in rows(folder)] == [32, 64, 96, 128, 160, 192]
     scalars = [
@@ -154,7 +155,7 @@ def test_a_run_that_starts_anew_forgets_what_it_evaluated(train, cli, monkeypatc
 def test_the_best_checkpoint_has_the_lowest_metric(train, monkeypatch):
     numbers(monkeypatch, [5.0, 3.0, 4.0, 2.5, 2.5, 7.0])
     folder = train(*ON, "checkpoint.every=32", "checkpoint.keep=9", images=192)
-    assert [row["values"]["fid"] for row in rows(folder)] == [5.0, 3.0, 4.0, 2.5, 2.5, 7.0]
+    assert [row["values"]["fd_random"] for row in rows(folder)] == [5.0, 3.0, 4.0, 2.5, 2.5, 7.0]
     state = best(folder)
     assert state["images"] == 128 and state["evaluation"]["best"] == 2.5, "the first of equals"
     files = checkpoint.Checkpoints(folder / "checkpoints")
@@ -163,7 +164,7 @@ def test_the_best_checkpoint_has_the_lowest_metric(train, monkeypatch):
 
 def test_the_best_checkpoint_has_the_highest_metric_where_more_is_better(train, monkeypatch):
     values = iter([0.2, 0.7, 0.1, 0.5])
-    monkeypatch.setattr(Evaluator, "__call__", lambda self, samples: {"precision": next(values), "recall": 0.0})
+    monkeypatch.setattr(MetricSuite, "__call__", lambda self, samples: {"precision": next(values), "recall": 0.0})
     folder = train(*ON, "metric=[precision_recall,fid]", images=128)
     assert best(folder)["images"] == 64
 
@@ -193,7 +194,7 @@ def test_the_best_one_stays_the_best_when_the_run_goes_on(train, monkeypatch):
 def test_another_metric_has_another_best(train, monkeypatch):
     train(*ON, images=64)
     values = iter([0.3, 0.2])
-    monkeypatch.setattr(Evaluator, "__call__", lambda self, samples: {"precision": next(values), "recall": 0.0})
+    monkeypatch.setattr(MetricSuite, "__call__", lambda self, samples: {"precision": next(values), "recall": 0.0})
     folder = train(*ON, "metric=[precision_recall]", "resume=auto", images=128)
     assert best(folder)["images"] == 96
 
@@ -229,28 +230,15 @@ def test_sample_and_evaluate_take_the_best_one(train, cli, monkeypatch):
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory):
     """A finished run with two evaluations; do not write into it."""
-    import sys
-
-    from hydra.core.global_hydra import GlobalHydra
-
-    from gancli.cli import run
-
     folder = tmp_path_factory.mktemp("evaluated") / "run"
-    argv, here = sys.argv, os.getcwd()
-    os.chdir(folder.parent)
-    try:
-        assert run(["train", *TINY, *ON, "seed=4", "log.every=32", f"hydra.run.dir={folder}"]) == 0
-    finally:
-        sys.argv = argv
-        os.chdir(here)
-        GlobalHydra.instance().clear()
+    train_in(folder, *TINY, *ON, "seed=4", "log.every=32")
     return folder
 
 
 def test_rows_tell_the_whole_protocol(evaluated):
     for row, images in zip(rows(evaluated), (32, 64), strict=True):
         assert set(row) == PROTOCOL
-        assert set(row["values"]) == {"fid", "diversity"} and all(value > 0 for value in row["values"].values())
+        assert set(row["values"]) == {"fd_random", "diversity"} and all(value > 0 for value in row["values"].values())
         assert (row["images"], row["samples"], row["seed"], row["by"]) == (images, 24, 4, "train")
         assert (row["reference"], row["reference_count"], row["weights"]) == ("train", 64, "ema")
         assert (row["features"], row["features_accuracy"], row["resize"]) == ("random", None, "none")
@@ -263,7 +251,7 @@ def test_rows_are_in_tensorboard_too(evaluated):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(evaluated)).Reload()
-    for name in ("fid", "diversity"):
+    for name in ("fd_random", "diversity"):
         found = events.Scalars(f"metric/{name}")
         assert [event.step for event in found] == [32, 64]
         assert [event.value for event in found] == pytest.approx([row["values"][name] for row in rows(evaluated)])
@@ -273,27 +261,28 @@ def test_rows_are_in_tensorboard_too(evaluated):
 def test_what_evaluation_took_is_told(train, cli):
     result = cli("train", *TINY, *ON, "hydra.run.dir=run")
     assert result.status == 0
-    values = [row["values"]["fid"] for row in rows(Path("run"))]
-    now = f"fid {values[-1]:.4g} now, {min(values):.4g} at its best, after {best(Path('run'))['images']} images"
+    values = [row["values"]["fd_random"] for row in rows(Path("run"))]
+    now = f"fd_random {values[-1]:.4g} now, {min(values):.4g} at its best, after {best(Path('run'))['images']} images"
     assert now in result.err and "evaluation took" in result.err
 
 
 def test_samples_are_of_the_averaged_generator_and_always_the_same(train, monkeypatch):
-    seen, original = [], Evaluation._samples
+    seen, original = [], PeriodicEvaluation._generate
 
-    def samples(self, trainer):
-        state = [value.clone() for value in trainer.game.generator.state_dict().values()]
-        made = original(self, trainer)
-        assert torch.equal(made.data, original(self, trainer).data)
-        trainer.game.generator.load_state_dict({k: v + 1 for k, v in trainer.game.generator.state_dict().items()})
-        assert torch.equal(made.data, original(self, trainer).data), "the generator itself has no part in them"
-        for value, was in zip(trainer.game.generator.state_dict().values(), state, strict=True):
+    def generate(self, generator, game, *, seed):
+        state = [value.clone() for value in game.generator.state_dict().values()]
+        made = original(self, generator, game, seed=seed)
+        assert torch.equal(made.data, original(self, generator, game, seed=seed).data)
+        game.generator.load_state_dict({k: v + 1 for k, v in game.generator.state_dict().items()})
+        again = original(self, generator, game, seed=seed)
+        assert torch.equal(made.data, again.data), "the generator itself has no part in them"
+        for value, was in zip(game.generator.state_dict().values(), state, strict=True):
             value.copy_(was)
-        assert trainer.game.generator.training and not trainer.ema.network.training
+        assert game.generator.training and not generator.training
         seen.append(made)
         return made
 
-    monkeypatch.setattr(Evaluation, "_samples", samples)
+    monkeypatch.setattr(PeriodicEvaluation, "_generate", generate)
     train(*ON, "conditional=true", images=32)
     assert seen[0].data.shape == (24, 1, 8, 8) and seen[0].data.dtype == torch.uint8
     rows = Digits().reference("train", 64)[1]
@@ -311,7 +300,7 @@ def test_points_are_evaluated_too(cli):
 
 def test_data_without_a_metric_is_trained_without_evaluation(cli):
     words = [word for word in TINY if "channels" not in word]
-    result = cli("train", *words, *ON, "dataset=swiss_roll", "network=mlp", "hydra.run.dir=run")
+    result = cli("train", *words, *ON, "dataset=swiss_roll", "dataset.std=0.5", "network=mlp", "hydra.run.dir=run")
     assert result.status == 0 and not Path("run/evaluations.jsonl").exists()
 
 
@@ -322,34 +311,39 @@ def test_a_metric_that_gives_no_number(cli):
 
 def test_fid_within_each_class_of_a_run_with_labels(train):
     folder = train(*ON, "conditional=true", "metric=[fid_per_class]", "evaluation.count=40", images=32)
-    assert set(rows(folder)[0]["values"]) == {"fid_class_mean", "diversity", *(f"fid_class_{k}" for k in range(10))}
+    assert set(rows(folder)[0]["values"]) == {
+        "fd_random_class_mean",
+        "diversity",
+        *(f"fd_random_class_{k}" for k in range(10)),
+    }
 
 
 @pytest.mark.parametrize("key", ["every", "count", "reference_count"])
-def test_numbers_below_2_are_refused(tmp_path, key):
+def test_numbers_below_2_are_refused(key):
     with pytest.raises(ValueError, match=f"{key}=1: at least 2"):
-        Evaluation(
-            tmp_path,
+        PeriodicEvaluation(
             metric={},
             dataset=None,
             labelled=False,
             runtime=Runtime(kind="cpu"),
-            watch=HealthMonitor(),
+            health=HealthMonitor(),
+            logger=NullLogger(),
             **{key: 1},
         )
 
 
-def test_a_monitor_goes_on_from_its_state(tmp_path):
-    whole, before, after = (TrainingLogger(tmp_path, settings={}) for _ in range(3))
-    for monitor in (whole, before):
-        monitor.latest = {"loss/generator": 3.0, "speed/images_per_second": 9.0}
-        monitor._add("loss/generator", 1.0)
-        monitor._add("logits/real", torch.tensor(0.5))
+def test_a_logger_goes_on_from_its_state(tmp_path):
+    parts = dict.fromkeys(("game", "ema", "dataset"))
+    whole, before, after = (TrainingLogger(RunFolder(tmp_path), settings={}, seed=0, **parts) for _ in range(3))
+    for logger in (whole, before):
+        logger.latest = {"loss/generator": 3.0, "speed/images_per_second": 9.0}
+        logger._add("loss/generator", 1.0)
+        logger._add("logits/real", torch.tensor(0.5))
     after._add("loss/generator", 77.0)  # forgotten
     after.load_state_dict(json.loads(json.dumps(before.state_dict())))
     assert after.latest == {"loss/generator": 3.0}, "speed is not that of this start"
-    for monitor in (whole, after):
-        monitor._add("loss/generator", 2.0)
+    for logger in (whole, after):
+        logger._add("loss/generator", 2.0)
     assert (
         after.state_dict()["sums"]
         == whole.state_dict()["sums"]

@@ -12,7 +12,7 @@ from conftest import TINY
 from gancli.optimizers import ScheduledOptimizer
 from gancli.schedules import Linear
 from gancli.training import checkpoint
-from gancli.training.evaluation import Evaluation
+from gancli.training.evaluation import PeriodicEvaluation
 from gancli.training.health import HealthMonitor
 from gancli.training.trainer import Trainer
 
@@ -20,8 +20,8 @@ FINE = {"fid": 1.0, "diversity": 1.0}
 PLAYING = {"accuracy/real": 0.7, "accuracy/fake": 0.99, "grad_norm/generator": 1.0}
 
 
-def look(watch=None, *, scalars=PLAYING, name="fid", better="lower", first=9.0, best=1.0, **values):
-    return (watch or HealthMonitor()).look(scalars, FINE | values, name=name, better=better, first=first, best=best)
+def look(monitor=None, *, scalars=PLAYING, name="fid", better="lower", first=9.0, best=1.0, **values):
+    return (monitor or HealthMonitor()).check(scalars, FINE | values, name=name, better=better, first=first, best=best)
 
 
 def kinds(*args, **kwargs):
@@ -95,10 +95,10 @@ def test_a_discriminator_that_is_too_strong():
 
 def test_gradients_are_held_against_the_usual_one():
     def after(*norms, last, **settings):
-        watch = HealthMonitor(**settings)
+        monitor = HealthMonitor(**settings)
         for norm in norms:
-            assert look(watch, scalars={"grad_norm/generator": norm}) == []
-        return look(watch, scalars={"grad_norm/generator": last})
+            assert look(monitor, scalars={"grad_norm/generator": norm}) == []
+        return look(monitor, scalars={"grad_norm/generator": last})
 
     assert after(1.0, 2.0, 3.0, last=0.021) == [] and after(1.0, 2.0, 3.0, last=199.0) == []
     for last, word in ((0.019, "vanished"), (201.0, "exploded")):
@@ -130,19 +130,17 @@ def test_a_factor_on_the_learning_rate_and_nothing_else():
     make = partial(torch.optim.SGD, lr=Linear(start=1.0, end=0.0), momentum=Linear(start=0.8, end=0.4))
     optimizer = ScheduledOptimizer(make, [parameter])
     plain = ScheduledOptimizer(partial(torch.optim.Adam, lr=0.1), [torch.nn.Parameter(torch.ones(1))])
-    assert optimizer.lr_factor == 1.0
     for factor, progress in ((1.0, 0.0), (0.5, 0.0), (0.25, 0.5)):
         for each in (optimizer, plain):
-            each.lr_factor = factor
             for other in each.parameters:
                 other.grad = torch.ones(1)
-            each.step(progress)
+            each.step(progress, lr_factor=factor)
         assert optimizer.lr == pytest.approx(factor * (1 - progress)) and plain.lr == pytest.approx(0.1 * factor)
         assert optimizer.optimizer.param_groups[0]["momentum"] == pytest.approx(0.8 - 0.4 * progress)
 
 
-LOOK = ["evaluation.every=32", "evaluation.count=32", "evaluation.reference_count=64", "watch.diversity=1e-6"]
-ROLLBACK = [*LOOK, "watch.action=rollback", "checkpoint.every=16", "checkpoint.keep=100", "train.images=128"]
+LOOK = ["evaluation.every=32", "evaluation.count=32", "evaluation.reference_count=64", "health.diversity=1e-6"]
+ROLLBACK = [*LOOK, "health.action=rollback", "checkpoint.every=16", "checkpoint.keep=100", "train.images=128"]
 
 
 @pytest.fixture
@@ -150,16 +148,23 @@ def collapsing(monkeypatch):
     """`collapsing(at, times)`: samples of the evaluation after `at` images are all alike, the first `times` times."""
 
     def arrange(at, times):
-        original, left = Evaluation._samples, [times]
+        original, left = PeriodicEvaluation.evaluate, [times]
 
-        def samples(self, trainer):
-            made = original(self, trainer)
-            if trainer.images == at and left[0]:
-                left[0] -= 1
-                made.data = made.data[:1].expand_as(made.data).contiguous()
-            return made
+        def evaluate(self, generator, game, *, seed, position):
+            with pytest.MonkeyPatch.context() as patch:
+                if position.images == at and left[0]:
+                    left[0] -= 1
+                    generate = self._generate
 
-        monkeypatch.setattr(Evaluation, "_samples", samples)
+                    def alike(*args, **kwargs):
+                        samples = generate(*args, **kwargs)
+                        samples.data = samples.data[:1].expand_as(samples.data).contiguous()
+                        return samples
+
+                    patch.setattr(self, "_generate", alike)
+                return original(self, generator, game, seed=seed, position=position)
+
+        monkeypatch.setattr(PeriodicEvaluation, "evaluate", evaluate)
 
     return arrange
 
@@ -186,7 +191,7 @@ def test_a_warning_changes_nothing(cli, collapsing):
 
 def test_stop_ends_with_status_1_and_keeps_what_there_is(cli, collapsing):
     collapsing(at=64, times=9)
-    result = start(cli, *LOOK, "watch.action=stop", "checkpoint.every=16", "checkpoint.keep=9", "train.images=960")
+    result = start(cli, *LOOK, "health.action=stop", "checkpoint.every=16", "checkpoint.keep=9", "train.images=960")
     assert result.status == 1 and "Traceback" not in result.err
     assert len(re.findall("gancli: collapsed: after 64 images: mode collapse", result.err)) == 1
     assert list(saved()) == [16, 32, 48] and Path("run/checkpoints/best.pt").exists()
@@ -196,7 +201,7 @@ def test_stop_ends_with_status_1_and_keeps_what_there_is(cli, collapsing):
 
 
 def test_what_is_not_serious_stops_nothing(cli):
-    result = start(cli, *LOOK, "watch.action=stop", "watch.saturated=0", "log.every=16")
+    result = start(cli, *LOOK, "health.action=stop", "health.saturated=0", "log.every=16")
     assert result.status == 0 and "the discriminator is right on" in result.err
 
 
@@ -208,8 +213,8 @@ def test_rollback_goes_back_to_health_with_lower_learning_rates(cli, collapsing)
     assert "back to 64 images, learning rates times 0.5" in result.err
     states = saved()
     assert list(states) == [16, 32, 48, 64, 80, 96, 112, 128]
-    assert [states[images]["lr_factors"]["generator"] for images in states] == [1, 1, 1, 0.5, 0.5, 0.5, 0.5, 0.5]
-    assert {images: states[images]["evaluation"]["rollbacks"] for images in (48, 64, 128)} == {48: 0, 64: 1, 128: 1}
+    assert [states[images]["lr_factor"] for images in states] == [1, 1, 1, 0.5, 0.5, 0.5, 0.5, 0.5]
+    assert {images: states[images]["rollbacks"] for images in (48, 64, 128)} == {48: 0, 64: 1, 128: 1}
     scalars = rows("metrics.jsonl")
     assert [row["images"] for row in scalars] == [16, 32, 48, 64, 80, 96, 112, 128], "each once"
     for player in ("generator", "discriminator"):
@@ -223,10 +228,10 @@ def test_before_the_first_rollback_the_run_is_the_usual_one(cli, collapsing):
     assert start(cli, *ROLLBACK, "train.images=64", folder="plain").status == 0
     collapsing(at=96, times=1)
     assert start(cli, *ROLLBACK).status == 0
-    for key in ("generator", "discriminator", "ema"):
-        for name, value in saved("plain")[48][key].items():
-            assert torch.equal(value, saved()[48][key][name])
-        assert all(torch.equal(value, saved()[64][key][name]) for name, value in saved("plain")[64][key].items())
+    plain, states = saved("plain"), saved()
+    for images in (48, 64):
+        for key in ("generator", "discriminator", "ema"):
+            assert all(torch.equal(value, states[images][key][name]) for name, value in plain[images][key].items())
 
 
 def test_the_way_back_is_kept_however_far(cli, collapsing):
@@ -239,31 +244,31 @@ def test_the_way_back_is_kept_however_far(cli, collapsing):
 
 def test_later_checkpoints_are_deleted_at_once(cli, collapsing, monkeypatch):
     collapsing(at=96, times=1)
-    original, seen = Trainer.recover, []
+    original, seen = Trainer.rollback, []
 
-    def rollback(self, error, **how):
+    def rollback(self, error):
         before = [file.stem[-3:] for file in self.checkpoints.files()]
-        original(self, error, **how)
+        original(self, error)
         seen.append((before, [file.stem[-3:] for file in self.checkpoints.files()], self.images, self.step))
 
-    monkeypatch.setattr(Trainer, "recover", recover)
+    monkeypatch.setattr(Trainer, "rollback", rollback)
     assert start(cli, *ROLLBACK).status == 0
     assert seen == [(["016", "032", "048", "064", "080"], ["016", "032", "048", "064"], 64, 4)]
 
 
 def test_rollbacks_end_after_so_many_times(cli, collapsing):
     collapsing(at=96, times=99)
-    result = start(cli, *ROLLBACK, "watch.rollbacks=2")
+    result = start(cli, *ROLLBACK, "health.rollbacks=2")
     assert result.status == 1 and "Traceback" not in result.err
     assert "learning rates times 0.5\n" in result.err and "learning rates times 0.25\n" in result.err
     assert result.err.count("back to 64 images") == 2
     assert result.err.count("gancli: collapsed: after 96 images: mode collapse") == 1
-    assert list(saved()) == [16, 32, 48, 64, 80] and saved()[80]["lr_factors"]["discriminator"] == 0.25
+    assert list(saved()) == [16, 32, 48, 64, 80] and saved()[80]["lr_factor"] == 0.25
 
 
 def test_no_rollback_at_all(cli, collapsing):
     collapsing(at=96, times=99)
-    result = start(cli, *ROLLBACK, "watch.rollbacks=0")
+    result = start(cli, *ROLLBACK, "health.rollbacks=0")
     assert result.status == 1 and "back to" not in result.err
 
 
@@ -276,43 +281,43 @@ def test_without_a_healthy_checkpoint_there_is_no_way_back(cli, collapsing):
 
 def test_a_resumed_run_remembers_its_rollbacks(cli, collapsing):
     collapsing(at=64, times=1)
-    assert start(cli, *ROLLBACK, "watch.rollbacks=1", "train.images=64").status == 0
-    assert saved()[64]["lr_factors"]["generator"] == 0.5
+    assert start(cli, *ROLLBACK, "health.rollbacks=1", "train.images=64").status == 0
+    assert saved()[64]["lr_factor"] == 0.5
     collapsing(at=96, times=99)
-    result = start(cli, *ROLLBACK, "watch.rollbacks=1", "resume=auto")
+    result = start(cli, *ROLLBACK, "health.rollbacks=1", "resume=auto")
     assert result.status == 1 and "gancli: collapsed: after 96 images" in result.err and "back to" not in result.err
 
 
 def test_the_best_checkpoint_survives_a_rollback(cli, monkeypatch):
-    from gancli.metrics.suite import Evaluator
+    from gancli.metrics.suite import MetricSuite
 
     values = iter([5.0, 1.0, 50.0, 4.0, 3.0])  # after 32, 64 and 96 images; back to 48; after 64 and 96
-    monkeypatch.setattr(Evaluator, "__call__", lambda self, samples: {"fid": next(values)})
-    words = [*ROLLBACK, "checkpoint.every=48", "train.images=96", "watch.diversity=0"]
+    monkeypatch.setattr(MetricSuite, "__call__", lambda self, samples: {"fd_random": next(values)})
+    words = [*ROLLBACK, "checkpoint.every=48", "train.images=96", "health.diversity=0"]
     result = start(cli, *words)
     assert result.status == 0 and "back to 48 images" in result.err
     best = checkpoint.read(Path("run/checkpoints/best.pt"))
-    assert (best["images"], best["evaluation"]["rollbacks"]) == (64, 0), "the one with 1.0, not those with 4.0 and 3.0"
+    assert (best["images"], best["rollbacks"]) == (64, 0), "the one with 1.0, not those with 4.0 and 3.0"
 
 
 def test_lost_quality_is_still_seen_after_a_rollback_to_before_the_first_evaluation(cli, monkeypatch):
-    from gancli.metrics.suite import Evaluator
+    from gancli.metrics.suite import MetricSuite
 
     values = iter([5.0, 500.0, *[500.0] * 9])  # after 32, and 64; back to 24, then bad for good
-    monkeypatch.setattr(Evaluator, "__call__", lambda self, samples: {"fid": next(values)})
-    words = [*ROLLBACK, "train.batch_size=8", "checkpoint.every=24", "watch.diversity=0", "watch.rollbacks=1"]
+    monkeypatch.setattr(MetricSuite, "__call__", lambda self, samples: {"fd_random": next(values)})
+    words = [*ROLLBACK, "train.batch_size=8", "checkpoint.every=24", "health.diversity=0", "health.rollbacks=1"]
     result = start(cli, *words)
     assert result.status == 1 and "back to 24 images" in result.err
-    assert "gancli: collapsed: after 32 images: quality was lost: fid is 500" in result.err
+    assert "gancli: collapsed: after 32 images: quality was lost: fd_random is 500" in result.err
 
 
 def test_nothing_to_look_at(cli):
     words = [word for word in TINY if "channels" not in word]
-    words += ["dataset=swiss_roll", "network=mlp", "hydra.run.dir=run", "evaluation.every=32"]
-    result = cli("train", *words, "watch.action=stop")
-    assert result.status == 2 and "watch.action=stop has nothing to look at" in result.err
+    words += ["dataset=swiss_roll", "dataset.std=0.5", "network=mlp", "hydra.run.dir=run", "evaluation.every=32"]
+    result = cli("train", *words, "health.action=stop")
+    assert result.status == 2 and "health.action=stop has nothing to check" in result.err
     result = cli("train", *words)
-    assert result.status == 0 and "no best checkpoint and no watch" in result.err
+    assert result.status == 0 and "no best checkpoint and no health alerts" in result.err
 
 
 def test_a_run_made_to_collapse_is_told_so(cli):
@@ -321,7 +326,7 @@ def test_a_run_made_to_collapse_is_told_so(cli):
     words += ["evaluation.every=1600", "evaluation.count=500", "evaluation.reference_count=500", "log.every=1600"]
     result = cli("train", *words, "hydra.run.dir=fine")
     assert result.status == 0 and "mode collapse" not in result.err
-    result = cli("train", *words, "hydra.run.dir=run", "optimizer.generator.lr=2e-2", "watch.action=stop")
+    result = cli("train", *words, "hydra.run.dir=run", "optimizer.generator.lr=2e-2", "health.action=stop")
     assert result.status == 1 and "Traceback" not in result.err
     assert re.search(
         r"gancli: collapsed: after [\d,]+ images: mode collapse: samples vary 0\.[012]\d times", result.err
@@ -359,24 +364,25 @@ def test_a_run_that_diverges_once_recovers(cli, monkeypatch, update, player):
     assert f"the {player}'s gradient became" in result.err
     assert result.err.count("back to 64 images, learning rates times 0.5") == 1
     state = saved()[128]
-    assert state["lr_factors"] == {"generator": 0.5, "discriminator": 0.5} and state["step"] == 8
+    assert state["lr_factor"] == 0.5 and state["step"] == 8
     assert all(torch.isfinite(value).all() for value in state["generator"].values())
 
 
 def test_a_rollback_after_divergence_is_exact(cli, monkeypatch):
     """With learning rates as they were, a step that fails once leaves no trace in the tensors."""
-    words = [*ROLLBACK, "evaluation.every=null", "watch.lower_lr=1", "checkpoint.every=32"]
+    words = [*ROLLBACK, "evaluation.every=null", "health.lower_lr=1", "checkpoint.every=32"]
     assert start(cli, *words, folder="plain").status == 0
     gradient_that_blows_up(monkeypatch, at=5, times=1, player="generator")
     assert start(cli, *words).status == 0
+    plain, state = saved("plain")[128], saved()[128]
     for key in ("generator", "discriminator", "ema"):
-        assert all(torch.equal(value, saved()[128][key][name]) for name, value in saved("plain")[128][key].items())
+        assert all(torch.equal(value, state[key][name]) for name, value in plain[key].items())
 
 
 def test_a_run_that_diverges_whatever_the_rate_ends(cli):
     result = start(
         cli,
-        *(*ROLLBACK, "evaluation.every=null", "train.images=6400", "watch.rollbacks=2"),
+        *(*ROLLBACK, "evaluation.every=null", "train.images=6400", "health.rollbacks=2"),
         *("optimizer@optimizer.generator=sgd", "optimizer@optimizer.discriminator=sgd"),
         *("loss=least_squares", "penalty=none", "optimizer.discriminator.lr=1e6"),
     )
@@ -389,7 +395,7 @@ def test_a_run_that_diverges_whatever_the_rate_ends(cli):
 
 def test_divergence_without_rollback_just_ends(cli, monkeypatch):
     gradient_that_blows_up(monkeypatch, at=5, times=1, player="generator")
-    result = start(cli, *ROLLBACK, "evaluation.every=null", "watch.action=stop")
+    result = start(cli, *ROLLBACK, "evaluation.every=null", "health.action=stop")
     assert result.status == 1 and "gancli: diverged: " in result.err and "back to" not in result.err
 
 
@@ -399,14 +405,14 @@ def test_divergence_before_the_first_checkpoint_ends(cli, monkeypatch):
     assert result.status == 1 and "last good checkpoint: none yet" in result.err
 
 
-def test_a_rollback_passes_over_a_damaged_checkpoint(cli, collapsing, monkeypatch):
+def test_a_rollback_skips_a_damaged_checkpoint(cli, collapsing, monkeypatch):
     collapsing(at=96, times=1)
-    original = Trainer.recover
+    original = Trainer.rollback
 
-    def rollback(self, error, **how):
+    def rollback(self, error):
         self.checkpoints.path(64).write_bytes(b"rubbish")
-        original(self, error, **how)
+        original(self, error)
 
-    monkeypatch.setattr(Trainer, "recover", recover)
+    monkeypatch.setattr(Trainer, "rollback", rollback)
     result = start(cli, *ROLLBACK)
     assert result.status == 0 and "back to 48 images" in result.err

@@ -6,7 +6,7 @@ import pytest
 from conftest import TINY
 from PIL import Image
 
-from gancli.training.logging import TrainingLogger, decision_threshold, judged
+from gancli.game import SADDLE_VALUE, decision_threshold, game_statistics
 
 SCALARS = {
     "loss/discriminator", "loss/generator", "accuracy/real", "accuracy/fake", "accuracy/holdout", "game/value",
@@ -72,13 +72,6 @@ def test_points_are_drawn_too(train, cli):
         assert picture.mode == "RGB" and min(picture.size) >= 200
 
 
-def test_rows_past_the_checkpoint_are_forgotten(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"images": 16, "a": 1}\n{"images": 32, "a": 2}\n{"images": 48, "a"')
-    TrainingLogger(tmp_path, settings={})._forget_after(16)
-    assert path.read_text() == '{"images": 16, "a": 1}\n'
-
-
 def test_a_shift_of_all_logits_means_nothing_to_a_relativistic_loss():
     import torch
 
@@ -86,19 +79,18 @@ def test_a_shift_of_all_logits_means_nothing_to_a_relativistic_loss():
 
     real, fake = torch.tensor([3.0, 2.0, 1.5, 0.5]), torch.tensor([0.0, 1.0, 0.5, -1.0])
     pairs = ((real, fake), (real + 9, fake + 9))
-    plain, moved = (judged(*pair, decision_threshold(*pair, Relativistic())) for pair in pairs)
+    plain, moved = (game_statistics(*pair, decision_threshold(*pair, Relativistic())) for pair in pairs)
     assert plain["game/value"] == pytest.approx(moved["game/value"].item())
     assert moved["accuracy/real"] == 0.75 and moved["accuracy/fake"] == 0.75  # the middle is at 0.9375
-    assert judged(*pairs[1], decision_threshold(*pairs[1], NonSaturating()))["accuracy/fake"] == 0.0
+    assert game_statistics(*pairs[1], decision_threshold(*pairs[1], NonSaturating()))["accuracy/fake"] == 0.0
 
 
 def test_at_the_saddle_point_the_value_of_the_game_is_minus_log_4():
     import torch
 
     from gancli.losses import Minimax
-    from gancli.training.logging import SADDLE_VALUE
 
     zero = torch.zeros(4)
-    assert judged(zero, zero, decision_threshold(zero, zero, Minimax()))["game/value"].item() == pytest.approx(
+    assert game_statistics(zero, zero, decision_threshold(zero, zero, Minimax()))["game/value"].item() == pytest.approx(
         SADDLE_VALUE
     )

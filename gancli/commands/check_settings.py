@@ -1,0 +1,143 @@
+"""What the settings of a training alone tell to be wrong: refused all at once, before data is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import nn
+
+from gancli import config
+from gancli.build import build, make, resolve
+from gancli.commands.parts import check_optimizer, networks
+from gancli.datasets.base import DatasetInfo
+from gancli.errors import SettingError, UserError
+from gancli.game import PLAYERS, Penalty
+from gancli.training.trainer import Trainer
+from gancli.updates import Update
+
+T = TypeVar("T")
+SCHEMA = {"seed": int, "conditional": bool, "pack": int, "resume": str, "objective": str | None, "trust": list[str]}
+NO_LABELS = "conditional=true: this data set has no labels; use conditional=false, or dataset.labels=true for a folder"
+
+
+def check_settings(settings: Mapping[str, Any], *, world_size: int = 1) -> None:
+    """Raises one UserError with everything that is wrong and that the settings alone tell, before data is read.
+
+    Every part is built that needs no data, and the networks where the settings tell the shape of the samples. A section
+    with a wrong type is not built.
+    """
+    problems = list(config.problems(settings, SCHEMA))
+    errors = [text for _, text in problems]
+    broken = {key.split(".")[0] for key, _ in problems}
+
+    def attempt(section: str, function: Callable[[], T]) -> T | None:
+        if section in broken:
+            return None
+        try:
+            return function()
+        except UserError as error:
+            errors.extend(str(error).splitlines() if isinstance(error, SettingError) else [str(error)])
+            return None
+
+    def attempt_each(group: str) -> dict[str, Any]:
+        found = {
+            name: attempt(group, partial(build, node, key=f"{group}.{name}"))
+            for name, node in settings[group].items()
+            if name != "features"  # an extractor needs the data
+        }
+        return {name: part for name, part in found.items() if part is not None}
+
+    def attempt_one(section: str, *known: Any) -> Any:
+        return attempt(section, partial(build, settings[section], *known, key=section))
+
+    info = attempt("dataset", lambda: _describe(settings["dataset"]))
+    prior, update, augment = (attempt_one(section) for section in ("prior", "update", "augment"))
+    attempt_one("loss")
+    attempt_one("health")
+    attempt_one("checkpoint", Path())
+    penalties = attempt_each("penalty")
+    attempt_each("metric")
+    attempt_each("diagnostic")
+    for section in ("train", "evaluation", "log"):
+        attempt(section, partial(_check_node, settings[section], section, world_size))
+    attempt("metric", partial(_check_node, settings["metric"]["features"], "metric.features", world_size))
+    if not broken & {"train", "pack", "conditional"}:
+        parts = world_size * settings["train"]["accumulate"]
+        errors += check_combination(settings, penalties, update, info, parts=parts)
+    if info is not None and augment is not None:
+        attempt("augment", lambda: augment.draws_for(info.shape))
+    if info is not None and prior is not None and not broken & {"pack", "conditional"}:
+        # A pack that is refused already must not hide what else is wrong with the networks.
+        pack = 1 if settings["conditional"] else max(settings["pack"], 1)
+        chosen = {**settings, "pack": pack}
+        attempt("network", lambda: networks(chosen, info.shape, info.num_classes or 0, prior.dim))
+    for player in PLAYERS:
+        attempt("optimizer", partial(check_optimizer, settings, player))
+    attempt_one("ema", nn.Identity())
+    if errors:
+        raise UserError("\n".join(dict.fromkeys(errors)))
+
+
+def _check_node(node: Mapping[str, Any], key: str, world_size: int) -> None:
+    """Calls the class's own `check_settings`, for a class whose constructor needs what only the data tells."""
+    target = resolve(node["_target_"], key=key)
+    known = {"world_size": world_size} if target is Trainer else {}
+    if hasattr(target, "check_settings"):
+        try:
+            target.check_settings(**make(node, key=key).keywords, **known)
+        except SettingError as error:
+            raise UserError("\n".join(f"{key}.{line}" for line in str(error).splitlines())) from error
+
+
+def _describe(node: Mapping[str, Any]) -> DatasetInfo | None:
+    """Returns the shape of the samples and the number of classes where the settings alone tell them."""
+    target = resolve(node["_target_"], key="dataset")
+    if not hasattr(target, "describe"):
+        return None
+    given = make(node, key="dataset").keywords
+    try:
+        return target.describe(**given)  # type: ignore[no-any-return]
+    except SettingError as error:
+        raise UserError("\n".join(f"dataset.{line}" for line in str(error).splitlines())) from error
+
+
+def check_combination(
+    settings: Mapping[str, Any],
+    penalties: Mapping[str, Penalty],
+    update: Update | None,
+    info: DatasetInfo | None,
+    *,
+    parts: int,
+) -> list[str]:
+    """Returns what is wrong with settings that are right each by itself. parts: into which a batch is divided."""
+    errors, pack, conditional = [], settings["pack"], settings["conditional"]
+    if pack < 1:
+        errors.append(f"pack={pack}: 1 for none, or the number of samples that the discriminator sees together")
+    if pack > 1:
+        if conditional:
+            errors.append(
+                f"pack={pack}: samples of different classes do not go into one pack; use conditional=false, or pack=1"
+            )
+        errors += [
+            f"pack={pack}: penalty {name} sets the norm of one sample's gradient, and a pack has one logit; "
+            "use penalty=[r1] or penalty=[r1,r2]"
+            for name, penalty in penalties.items()
+            if penalty.requires_single_sample
+        ]
+    if conditional and info is not None and info.num_classes == 0:
+        errors.append(NO_LABELS)
+    if parts > 1:
+        errors += [
+            f"penalty.{name}: is of the whole batch's gradient, so one process and train.accumulate=1 only"
+            for name, penalty in penalties.items()
+            if penalty.player == "both"
+        ]
+        if update is not None and not update.divisible:
+            errors.append(
+                f"update={type(update).__name__.lower()}: cannot divide a batch, so one process and "
+                "train.accumulate=1 only"
+            )
+    return errors

@@ -108,8 +108,9 @@ def _hydra(command: str, overrides: list[str]) -> None:
     import hydra
 
     from gancli.commands import hydra_app
-    from gancli.config import config_dir
+    from gancli.config import config_dir, register_resolvers
 
+    register_resolvers()
     main = process_info().is_main_process
     added = [] if main else NO_OUTPUT
     if not main and is_multirun(overrides):

@@ -37,6 +37,16 @@ def config_dir() -> Path:
     return next(folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir())
 
 
+def register_resolvers() -> None:
+    """Lets help texts list the choices of a group by themselves: `${choices:metric}`."""
+    from omegaconf import OmegaConf
+
+    def choices(group: str) -> str:
+        return ", ".join(sorted(file.stem for file in (config_dir() / group).glob("*.yaml")))
+
+    OmegaConf.register_new_resolver("choices", choices, replace=True)
+
+
 def compose(command: str, overrides: list[str]) -> dict[str, Any]:
     """Returns the resolved settings of a command line, as Hydra composes them."""
     import hydra

@@ -29,6 +29,15 @@ TINY = [
 ]
 
 
+LONG_FILES = ("test_slurm.py", "test_process_group.py", "test_chapters.py", "test_theory.py", "test_package.py")
+
+
+def pytest_collection_modifyitems(items):
+    """Files that take minutes come first, so that no worker is left with one of them at the end."""
+    order = {name: place for place, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def home(tmp_path_factory):
     """Caches go where nobody else looks."""

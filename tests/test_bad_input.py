@@ -37,7 +37,7 @@ TRAIN = {  # overrides -> what the error must name
     "limit of nothing": (["dataset.limit=0"], "dataset.limit=0: at least 1"),
     "limit below the batch": (["dataset.limit=9"], "train.batch_size=16: larger than the data set of 9"),
     "no length": (["train.images=null"], "train.images=null, minutes=null: one of them"),
-    "no noise": (["prior.dim=0"], "prior.dim=0: noise needs"),
+    "no noise": (["prior.dim=0"], "prior.dim=0: at least 1"),
     "negative penalty": (["penalty.r1.weight=-2"], "penalty.r1.weight=-2"),
     "interval zero": (["penalty.r1.interval=0"], "penalty.r1.interval=0"),
     "unknown norm": (
@@ -81,7 +81,7 @@ TRAIN = {  # overrides -> what the error must name
     ),
     "a formula of something else": (
         [*LINE, "distribution@dataset.distribution=expression", "dataset.distribution.cdf='1 - foo(x)'"],
-        "dataset.distribution.cdf=1 - foo(x): holds foo(x), which is no arithmetic",
+        "dataset.distribution.cdf=1 - foo(x): foo(x) is not arithmetic of x",
     ),
     "a table that is not there": (
         [*LINE, "distribution@dataset.distribution=table", "dataset.distribution.path=nowhere.txt"],

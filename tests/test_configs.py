@@ -1,5 +1,7 @@
 """Every YAML there is, found by glob: composed, checked, instantiated, commented."""
 
+import copy
+import functools
 import inspect
 import re
 from collections import defaultdict
@@ -33,8 +35,13 @@ def choices(group):
     return sorted(p.stem for p in (config_dir() / group).glob("*.yaml"))
 
 
-def composed(*overrides, name="train"):
+@functools.cache
+def _composed(name, overrides):
     return config.compose(name, list(overrides))
+
+
+def composed(*overrides, name="train"):
+    return copy.deepcopy(_composed(name, overrides))
 
 
 def override_for(file):

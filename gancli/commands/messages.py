@@ -57,6 +57,7 @@ def _unknown_override(command: str, overrides: list[str]) -> str | None:
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
 
+    command = "train" if command == "doctor" else command  # which composes the same configuration
     words = [word for word in overrides if "=" in word and not word.startswith(("-", "hydra"))]
     words += [word for word in overrides if word.startswith("~") and "=" not in word]
     parsed = {word: OverridesParser.create().parse_override(word) for word in words}

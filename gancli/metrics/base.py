@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from gancli.atomic_files import read_cached_tensors, write_cached_tensors
 from gancli.datasets.base import Dataset, Split, subset
 from gancli.errors import UserError
-
-if TYPE_CHECKING:
-    from gancli.metrics.features import Features
+from gancli.metrics.digest import digest
+from gancli.metrics.features import Features
 
 Better = Literal["lower", "higher"]
 
@@ -105,12 +102,3 @@ class Metric(ABC):
 def reference_samples(dataset: Dataset, split: Split, count: int, *, like: Samples) -> Samples:
     """Returns at most `count` real samples of a part of `dataset`, with the extractor and cache of `like`."""
     return Samples(*dataset.reference(split, count), features=like.extractor, cache=like.cache)
-
-
-def digest(*tensors: Tensor) -> str:
-    """Returns a short hash of shapes, types and contents."""
-    state = hashlib.blake2b(digest_size=8)
-    for tensor in tensors:
-        state.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-        state.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return state.hexdigest()

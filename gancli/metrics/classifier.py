@@ -14,8 +14,8 @@ from torch.nn.functional import cross_entropy
 from gancli.atomic_files import read_cached_tensors, write_cached_tensors
 from gancli.datasets.base import Dataset, epoch_indices, to_unit
 from gancli.errors import UserError, require_at_least
-from gancli.metrics.base import digest
-from gancli.metrics.features import Features
+from gancli.metrics.digest import digest
+from gancli.metrics.features import Features, Random
 from gancli.randomness import seeded
 
 log = logging.getLogger(__name__)
@@ -87,6 +87,20 @@ class Classifier(Features):
 
     def _accuracy(self, images: Tensor, labels: Tensor) -> float:
         return float((self(images)["logits"].argmax(1) == labels.cpu()).float().mean())
+
+
+class Auto(Features):
+    """`Classifier` where the data set has labels, else `Random`. cache: as for `Classifier`."""
+
+    def __init__(self, dataset: Dataset, *, device: torch.device, cache: str = "~/.cache/gancli") -> None:
+        labelled = dataset.num_classes > 0
+        chosen = Classifier(dataset, device=device, cache=cache) if labelled else None
+        self.chosen: Features = chosen or Random(dataset, device=device)
+        self.name, self.hash, self.accuracy = self.chosen.name, self.chosen.hash, self.chosen.accuracy
+        self.names_classes = self.chosen.names_classes
+
+    def extract(self, images: Tensor) -> dict[str, Tensor]:
+        return self.chosen.extract(images)
 
 
 def network(shape: Sequence[int], classes: int, width: int) -> nn.Sequential:

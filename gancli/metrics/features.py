@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gancli.datasets.base import Dataset, to_unit
 from gancli.errors import FeaturesUnavailable, SettingError
-from gancli.metrics.base import digest
+from gancli.metrics.digest import digest
 from gancli.randomness import seeded
 
 log = logging.getLogger(__name__)
@@ -99,21 +99,6 @@ def _random_network(shape: tuple[int, ...], width: int) -> nn.Sequential:
         before, after, smaller = after, min(2 * after, 128), smaller // 2
     layers += [nn.Conv2d(before, width // 4, 1), nn.AdaptiveAvgPool2d(2), nn.Flatten()]
     return nn.Sequential(*layers)
-
-
-class Auto(Features):
-    """`Classifier` where the data set has labels, else `Random`. cache: as for `Classifier`."""
-
-    def __init__(self, dataset: Dataset, *, device: torch.device, cache: str = "~/.cache/gancli") -> None:
-        from gancli.metrics.classifier import Classifier
-
-        labelled = dataset.num_classes > 0
-        self.chosen = Classifier(dataset, device=device, cache=cache) if labelled else Random(dataset, device=device)
-        self.name, self.hash, self.accuracy = self.chosen.name, self.chosen.hash, self.chosen.accuracy
-        self.names_classes = self.chosen.names_classes
-
-    def extract(self, images: Tensor) -> dict[str, Tensor]:
-        return self.chosen.extract(images)
 
 
 class Registered(Features):

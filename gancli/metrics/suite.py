@@ -16,7 +16,8 @@ from torch import Tensor
 from gancli.build import build
 from gancli.datasets.base import Dataset, Split, subset, to_bytes
 from gancli.errors import UserError
-from gancli.metrics.base import Better, Metric, Samples, digest
+from gancli.metrics.base import Better, Metric, Samples
+from gancli.metrics.digest import digest
 from gancli.metrics.features import Features
 
 log = logging.getLogger(__name__)

@@ -137,7 +137,8 @@ def test_only_the_main_process_of_two_prints(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    words = [sys.executable, "-m", "gancli", "doctor", *TINY, *FEW, "device.threads=1"]
+    code = "from gancli import cli; from gancli.commands import doctor; doctor.TIMED_SECONDS = 0.1; cli.main()"
+    words = [sys.executable, "-c", code, "doctor", *TINY, *FEW, "device.threads=1"]
     common = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     processes = [
         subprocess.Popen(

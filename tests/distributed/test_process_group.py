@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import train_as_rank
 from conftest import TINY
 
 from gancli.distributed import launch
@@ -85,6 +86,9 @@ def together(size, orders, folder):
     file.write_text(
         json.dumps({name: {"overrides": o, "folder": str(folder / f"{name}-{size}")} for name, o in orders.items()})
     )
+    if size == 1:
+        train_as_rank.main(file)
+        return
     for status, err in ended(start(size, HERE.parent / "train_as_rank.py", file)):
         assert status == 0, err
 
@@ -101,14 +105,14 @@ def resumed(folder):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Thirty steps of the default on 1, 2 and 4 processes, some of the others on 1 and 2, of one in micro-batches."""
+    """Thirty steps of the default on 1 and 2 processes, some of the others, and of one in micro-batches."""
     folder = tmp_path_factory.mktemp("several")
-    for size in (1, 2, 4):
-        orders = {"default": [*SMALL, *RUNS["default"]]}
-        if size < 4:
-            orders = {name: [*SMALL, *SHORT, *overrides] for name, overrides in RUNS.items()} | orders
+    for size in (1, 2):
+        orders = {name: [*SMALL, *SHORT, *overrides] for name, overrides in RUNS.items()}
+        orders["default"] = [*SMALL, *RUNS["default"]]
+        orders["micro"] = [*SMALL, *SHORT, *NO_BATCH_NORM, f"train.accumulate={4 // size}"]
+        if size == 1:
             orders["whole"] = [*SMALL, *SHORT, *NO_BATCH_NORM]
-            orders["micro"] = [*SMALL, *SHORT, *NO_BATCH_NORM, f"train.accumulate={4 // size}"]
         together(size, orders, folder)
     return folder
 
@@ -124,8 +128,7 @@ def assert_like(one, other):
 @pytest.mark.parametrize("name", RUNS)
 def test_any_number_of_processes_trains_the_same_run(trained, name):
     one = rows(trained / f"{name}-1")
-    for size in (2, 4) if name == "default" else (2,):
-        assert_like(one, rows(trained / f"{name}-{size}"))
+    assert_like(one, rows(trained / f"{name}-2"))
 
 
 @pytest.mark.slow
@@ -151,9 +154,9 @@ def test_one_folder_is_written_and_evaluated(trained):
             json.loads(line)["values"]["fd_random"]
             for line in (trained / f"default-{size}" / "evaluations.jsonl").read_text().splitlines()
         ]
-        for size in (1, 2, 4)
+        for size in (1, 2)
     ]
-    assert values[1] == pytest.approx(values[0], rel=1e-3) and values[2] == pytest.approx(values[0], rel=1e-3)
+    assert values[1] == pytest.approx(values[0], rel=1e-3)
 
 
 @pytest.mark.slow
@@ -196,7 +199,7 @@ def test_a_killed_process_ends_the_other(tmp_path):
 def test_torchrun_restarts_after_a_kill_and_the_run_goes_on(tmp_path):
     """The real torchrun; one of its two workers is killed with -9."""
     run = tmp_path / "run"
-    words = [f"hydra.run.dir={run}", *SMALL, "train.images=4000", "checkpoint.every=80"]
+    words = [f"hydra.run.dir={run}", *SMALL, "train.images=1600", "checkpoint.every=80"]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
     agent = subprocess.Popen(
         [*command, "-m", "gancli", "train", *words],
@@ -214,9 +217,9 @@ def test_torchrun_restarts_after_a_kill_and_the_run_goes_on(tmp_path):
     _, err = agent.communicate(timeout=300)
     assert agent.returncode == 0, err
     assert resumed(run)[0] > 0
-    assert Checkpoints(run / "checkpoints").pick("last")[1]["images"] == 4000
+    assert Checkpoints(run / "checkpoints").pick("last")[1]["images"] == 1600
     seen = [row["images"] for row in rows(run)]
-    assert seen == sorted(set(seen)) and seen[-1] == 4000
+    assert seen == sorted(set(seen)) and seen[-1] == 1600
 
 
 @pytest.mark.slow

@@ -14,8 +14,10 @@ from gancli.datasets.base import ImageDataset
 from gancli.datasets.digits import Digits
 from gancli.datasets.folder import ImagesToMeasure
 from gancli.errors import FeaturesUnavailable, SettingError, UserError
-from gancli.metrics.base import Samples, digest
-from gancli.metrics.features import Auto, Random, Registered
+from gancli.metrics.base import Samples
+from gancli.metrics.classifier import Auto
+from gancli.metrics.digest import digest
+from gancli.metrics.features import Random, Registered
 from gancli.randomness import seeded
 
 CPU = torch.device("cpu")

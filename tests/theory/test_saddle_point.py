@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from gancli.commands import theory
+from gancli.commands.theory import run
 from gancli.config import compose
 from gancli.reporting.html import Image
 from gancli.theory.base import diverged
@@ -120,8 +120,8 @@ def test_shortened_runs_get_no_verdict_and_their_commands_have_the_actual_length
 
 @pytest.mark.parametrize(("length", "noted", "preview"), [(0.05, True, True), (1.0, False, False), (2.0, True, False)])
 def test_the_introduction_says_that_runs_were_shortened_or_lengthened(length, noted, preview, tmp_path, monkeypatch):
-    monkeypatch.setattr(theory, "_run_experiments", lambda chapters, folder, settings: None)
+    monkeypatch.setattr("gancli.commands.theory._run_experiments", lambda chapters, folder, settings: None)
     settings = compose("theory", [f"out={tmp_path}", f"length={length}", "chapters=[saddle_point]"])
-    text = Path(theory.run(settings)).read_text()
+    text = Path(run(settings)).read_text()
     assert (f"(length={length:g})" in text) is noted
     assert ("a preview" in text) is preview

@@ -1,8 +1,7 @@
-"""The two players, the terms that they play for, and the value of the game: all that an update rule needs."""
+"""The two players, and the terms that they play for: all that an update rule needs."""
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -12,7 +11,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import logsigmoid
 
 from gancli.augment.base import Augment, NoAugment
 from gancli.errors import SettingError, require_at_least
@@ -25,7 +23,6 @@ from gancli.schedules import Schedule, at
 Autocast = Callable[[], AbstractContextManager[Any]]
 Player = Literal["generator", "discriminator"]
 PLAYERS: tuple[Player, Player] = ("generator", "discriminator")
-SADDLE_VALUE = -math.log(4.0)  # where D is right half of the time (Goodfellow et al., NeurIPS 2014, theorem 1)
 
 
 class DiscriminatorOutput:
@@ -189,23 +186,3 @@ def eval_mode(network: nn.Module) -> Iterator[None]:
             yield
     finally:
         network.train(was_training)
-
-
-def game_statistics(real_logits: Tensor, fake_logits: Tensor, threshold: Tensor | float) -> dict[str, Tensor]:
-    """Returns accuracies, mean logits, and the value of the game, each 0-dim, from logits (B,).
-
-    The value is E log D(x) + E log(1 - D(G(z))) whatever the loss, where D is the sigmoid of the logit's distance to
-    `threshold`.
-    """
-    return {
-        "accuracy/real": (real_logits > threshold).float().mean(),
-        "accuracy/fake": (fake_logits <= threshold).float().mean(),
-        "logits/real": real_logits.mean(),
-        "logits/fake": fake_logits.mean(),
-        "game/value": logsigmoid(real_logits - threshold).mean() + logsigmoid(threshold - fake_logits).mean(),
-    }
-
-
-def decision_threshold(real_logits: Tensor, fake_logits: Tensor, loss: Loss) -> Tensor | float:
-    """Returns the logit above which a sample counts as real."""
-    return (real_logits.mean() + fake_logits.mean()) / 2 if loss.threshold is None else loss.threshold

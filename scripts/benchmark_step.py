@@ -30,7 +30,6 @@ from gancli.game import Game, Penalty
 from gancli.losses import NonSaturating
 from gancli.networks.dcgan import DCGANDiscriminator, DCGANGenerator
 from gancli.networks.r3gan import R3GANDiscriminator, R3GANGenerator
-from gancli.optimizers import ScheduledOptimizer
 from gancli.priors import Gaussian
 from gancli.randomness import Stream, seeded
 from gancli.training import cuda_graphs
@@ -39,6 +38,7 @@ from gancli.training.ema import EMA
 from gancli.training.evaluation import PeriodicEvaluation
 from gancli.training.health import HealthMonitor
 from gancli.training.logging import NullLogger
+from gancli.training.scheduled_optimizer import ScheduledOptimizer
 from gancli.training.trainer import Trainer
 from gancli.updates import Simultaneous
 

@@ -10,7 +10,7 @@ PACKAGE = Path(gancli.__file__).parent
 ROOMS = [  # each imports from those before it only
     *("__init__", "errors", "atomic_files", "randomness", "schedules", "distributed", "build", "config", "device"),
     *("distributions", "priors", "losses", "augment", "networks", "datasets", "metrics"),
-    *("game", "penalties", "updates", "optimizers", "reporting", "training", "diagnostics", "theory"),
+    *("game", "game_value", "penalties", "updates", "optimizers", "reporting", "training", "diagnostics", "theory"),
     *("commands", "cli", "__main__"),
 ]
 FILES = {

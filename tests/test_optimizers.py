@@ -9,9 +9,10 @@ from fake_cuda_graphs import Graphs
 from torch import nn
 
 from gancli.errors import SettingError
-from gancli.optimizers import ClippedRMSprop, ClippedSGD, ScheduledOptimizer
+from gancli.optimizers import ClippedRMSprop, ClippedSGD
 from gancli.schedules import BurnIn, Constant, Linear
 from gancli.training.cuda_graphs import GraphedOptimizer
+from gancli.training.scheduled_optimizer import ScheduledOptimizer
 
 
 def parameter() -> nn.Parameter:

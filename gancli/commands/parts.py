@@ -13,8 +13,8 @@ from gancli.build import build, make
 from gancli.errors import SettingError, UserError
 from gancli.networks.base import Discriminator, Generator
 from gancli.networks.packed import Packed, packed_shape
-from gancli.optimizers import ScheduledOptimizer
 from gancli.schedules import at
+from gancli.training.scheduled_optimizer import ScheduledOptimizer
 
 T = TypeVar("T")
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gancli.datasets.base import DatasetInfo, ImageDataset
-from gancli.datasets.cache import Decoding, Source, decode_cached
+from gancli.datasets.image_decoding import Decoding, Source, decode_cached
 from gancli.errors import SettingError, UserError, require_at_least
 from gancli.randomness import seeded
 

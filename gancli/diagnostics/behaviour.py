@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from gancli.diagnostics.base import Diagnostic, DiagnosticResult, TrainedRun
 from gancli.errors import require_at_least
-from gancli.game import SADDLE_VALUE
+from gancli.game_value import SADDLE_VALUE
 from gancli.reporting.plots import BLUE, figure
 
 Verdict = Literal["converges", "cycles", "diverges", "drifts"]

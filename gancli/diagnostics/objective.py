@@ -9,7 +9,8 @@ from torch.nn.functional import logsigmoid
 
 from gancli.diagnostics.base import Diagnostic, DiagnosticResult, TrainedRun
 from gancli.errors import require_at_least
-from gancli.game import SADDLE_VALUE, decision_threshold, eval_mode, game_statistics
+from gancli.game import eval_mode
+from gancli.game_value import SADDLE_VALUE, decision_threshold, game_statistics
 from gancli.reporting.plots import BLUE, GREEN, GREY, RED, figure
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from gancli.game import SADDLE_VALUE
+from gancli.game_value import SADDLE_VALUE
 from gancli.losses import Loss, Minimax, MinimaxLinear
 from gancli.reporting.html import Image, Part, Table
 from gancli.reporting.image_grids import encode_png

@@ -24,9 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from gancli.game import DiscriminatorOutput, Game, Penalty
-from gancli.optimizers import ScheduledOptimizer
 from gancli.randomness import Stream
 from gancli.training.ema import EMA
+from gancli.training.scheduled_optimizer import ScheduledOptimizer
 from gancli.training.trainer import Trainer
 from gancli.updates import BatchFn, PlayerUpdate, Update
 

@@ -19,10 +19,12 @@ from tqdm import tqdm
 from gancli.config import leaves
 from gancli.datasets.base import Batch, Dataset
 from gancli.errors import require_at_least
-from gancli.game import SADDLE_VALUE, Game, decision_threshold, eval_mode, game_statistics
+from gancli.game import Game, eval_mode
+from gancli.game_value import SADDLE_VALUE, decision_threshold, game_statistics
 from gancli.randomness import seeded
 from gancli.reporting import image_grids
 from gancli.training.ema import EMA
+from gancli.training.holdout_accuracy import holdout_accuracy
 from gancli.training.run_folder import Row, RunFolder
 
 if TYPE_CHECKING:
@@ -257,13 +259,7 @@ class TrainingLogger:
         values = {name: float(total) / count for name, (total, count) in self._sums.items()}
         self._sums.clear()
         values["game/distance_to_saddle"] = abs(values["game/value"] - SADDLE_VALUE)
-        with eval_mode(game.discriminator), game.autocast():
-            logits = [game.discriminator(*batch).float() for batch in (self.seen, self.held_out)]
-        threshold = decision_threshold(real_logits, fake_logits, game.loss)
-        seen, held_out = (game_statistics(some, fake_logits, threshold) for some in logits)
-        values["accuracy/holdout"] = held_out["accuracy/real"].item()
-        values["accuracy/gap"] = (seen["accuracy/real"] - held_out["accuracy/real"]).item()
-        values["game/value_holdout"] = held_out["game/value"].item()
+        values |= holdout_accuracy(game, self.seen, self.held_out, real_logits=real_logits, fake_logits=fake_logits)
         values |= {
             f"parameter/{name}": value.item()
             for network in (game.generator, game.discriminator)

@@ -15,14 +15,15 @@ from gancli.datasets.base import Dataset
 from gancli.distributed.process_group import ProcessGroup
 from gancli.distributed.signals import Request, Signals
 from gancli.errors import Diverged, SettingError, UserError, require_at_least
-from gancli.game import PLAYERS, Game, decision_threshold
-from gancli.optimizers import ScheduledOptimizer
+from gancli.game import PLAYERS, Game
+from gancli.game_value import decision_threshold
 from gancli.randomness import random_state, set_random_state
 from gancli.training import accumulation
 from gancli.training.checkpoint import Checkpoints
 from gancli.training.ema import EMA
 from gancli.training.evaluation import PeriodicEvaluation
 from gancli.training.logging import Logger, Position
+from gancli.training.scheduled_optimizer import ScheduledOptimizer
 from gancli.updates import PlayerUpdate, Update
 
 log = logging.getLogger(__name__)

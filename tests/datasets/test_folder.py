@@ -13,9 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from gancli.datasets import cache
-from gancli.datasets.cache import Decoding, Source, decode_cached
+from gancli.datasets import image_decoding
 from gancli.datasets.folder import CelebA, Folder
+from gancli.datasets.image_decoding import Decoding, Source, decode_cached
 from gancli.errors import SettingError, UserError
 
 
@@ -356,14 +356,14 @@ def test_two_processes_that_decode_at_once_both_succeed(photos, make, tmp_path, 
         BROKEN["truncated"](tmp_path / "cache" / name)
     else:
         shutil.rmtree(tmp_path / "cache" / name)
-    build, gate, results, built, failed = cache._build, threading.Barrier(2, timeout=5), [], [], []
+    build, gate, results, built, failed = image_decoding._build, threading.Barrier(2, timeout=5), [], [], []
 
     def together(*args):
         gate.wait()
         build(*args)
         built.append(1)
 
-    monkeypatch.setattr(cache, "_build", together)
+    monkeypatch.setattr(image_decoding, "_build", together)
 
     def work():
         try:
@@ -390,7 +390,7 @@ class FullDisk(io.BytesIO):
 
 @pytest.mark.parametrize("at", ["images.u8", "meta.json", "index"])
 def test_a_full_disk_leaves_no_partial_cache(photos, make, tmp_path, monkeypatch, at):
-    atomic_write = cache.atomic_write
+    atomic_write = image_decoding.atomic_write
 
     def full(path, content, *args, **more):
         if path.name.startswith(at):
@@ -399,9 +399,9 @@ def test_a_full_disk_leaves_no_partial_cache(photos, make, tmp_path, monkeypatch
 
     with monkeypatch.context() as patch:
         if at == "images.u8":
-            patch.setattr(cache, "open", lambda *_: FullDisk(), raising=False)
+            patch.setattr(image_decoding, "open", lambda *_: FullDisk(), raising=False)
         else:
-            patch.setattr(cache, "atomic_write", full)
+            patch.setattr(image_decoding, "atomic_write", full)
         with pytest.raises(OSError) as caught:
             make(photos)
     assert caught.value.errno == errno.ENOSPC
@@ -449,7 +449,7 @@ def test_decoding_waits_for_a_slow_disk(photos, make, monkeypatch):
     """The number of decoded images in memory does not grow with the number of images."""
     for number in range(300):
         save(photos / f"{number}.png", grey(number % 256), size=(2, 2))
-    monkeypatch.setattr(cache, "THREADS", 2)
+    monkeypatch.setattr(image_decoding, "THREADS", 2)
     started, waiting, call = [], [], Decoding.__call__
 
     def counted(self, content):
@@ -464,6 +464,6 @@ def test_decoding_waits_for_a_slow_disk(photos, make, monkeypatch):
 
     written = []
     monkeypatch.setattr(Decoding, "__call__", counted)
-    monkeypatch.setattr(cache, "open", lambda path, mode: Slow(path, "w"), raising=False)
+    monkeypatch.setattr(image_decoding, "open", lambda path, mode: Slow(path, "w"), raising=False)
     assert len(make(photos).images) == len(started) == 310
     assert max(waiting) <= 8

@@ -9,11 +9,11 @@ import pytest
 import torch
 from conftest import TINY
 
-from gancli.optimizers import ScheduledOptimizer
 from gancli.schedules import Linear
 from gancli.training import checkpoint
 from gancli.training.evaluation import PeriodicEvaluation
 from gancli.training.health import HealthMonitor
+from gancli.training.scheduled_optimizer import ScheduledOptimizer
 from gancli.training.trainer import Trainer
 
 FINE = {"fid": 1.0, "diversity": 1.0}

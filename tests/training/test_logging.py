@@ -6,7 +6,7 @@ import pytest
 from conftest import TINY
 from PIL import Image
 
-from gancli.game import SADDLE_VALUE, decision_threshold, game_statistics
+from gancli.game_value import SADDLE_VALUE, decision_threshold, game_statistics
 
 SCALARS = {
     "loss/discriminator", "loss/generator", "accuracy/real", "accuracy/fake", "accuracy/holdout", "game/value",

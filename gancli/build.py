@@ -22,7 +22,7 @@ def build(node: Mapping[str, Any], *args: Any, key: str, **known: Any) -> Any:
     try:
         return maker(*args, **known)
     except SettingError as error:
-        raise UserError("\n".join(f"{key}.{line}" for line in str(error).splitlines())) from error
+        raise error.at(key) from error
     except TypeError as error:
         if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
             raise  # raised inside the constructor: a bug

@@ -16,6 +16,10 @@ class SettingError(UserError, ValueError):
     `build` puts the key of the constructor's node in front of the text. Any other ValueError is a bug.
     """
 
+    def at(self, key: str) -> UserError:
+        """Returns the error for the user, with `key` in front of each setting."""
+        return UserError("\n".join(f"{key}.{line}" for line in str(self).splitlines()))
+
 
 class FeaturesUnavailable(UserError):
     """A feature extractor lacks its weights or its package."""

@@ -89,7 +89,7 @@ def _check_node(node: Mapping[str, Any], key: str, world_size: int) -> None:
         try:
             target.check_settings(**make(node, key=key).keywords, **known)
         except SettingError as error:
-            raise UserError("\n".join(f"{key}.{line}" for line in str(error).splitlines())) from error
+            raise error.at(key) from error
 
 
 def _describe(node: Mapping[str, Any]) -> DatasetInfo | None:
@@ -101,7 +101,7 @@ def _describe(node: Mapping[str, Any]) -> DatasetInfo | None:
     try:
         return target.describe(**given)  # type: ignore[no-any-return]
     except SettingError as error:
-        raise UserError("\n".join(f"dataset.{line}" for line in str(error).splitlines())) from error
+        raise error.at("dataset") from error
 
 
 def check_combination(

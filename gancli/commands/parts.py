@@ -60,6 +60,6 @@ def _with_key(settings: Mapping[str, Any], player: str, function: Callable[[part
     try:
         return function(make(settings["optimizer"][player], key=key))
     except SettingError as error:
-        raise UserError("\n".join(f"{key}.{line}" for line in str(error).splitlines())) from error
+        raise error.at(key) from error
     except (ValueError, TypeError) as error:
         raise UserError(f"{key}: {error}") from error

@@ -10,8 +10,6 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import torch
-
 log = logging.getLogger(__name__)
 
 
@@ -43,6 +41,8 @@ def atomic_write(path: Path, content: bytes | memoryview) -> None:
 
 def read_cached_tensors(path: Path) -> dict[str, Any] | None:
     """Returns what `write_cached_tensors` wrote, or None where the file is missing or cannot be read."""
+    import torch  # not with this module, since commands that read files only do without it
+
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -55,6 +55,8 @@ def read_cached_tensors(path: Path) -> dict[str, Any] | None:
 
 def write_cached_tensors(path: Path, content: dict[str, Any]) -> None:
     """Writes tensors and plain values atomically. A cache that cannot be written is a warning, not an error."""
+    import torch
+
     buffer = io.BytesIO()
     torch.save(content, buffer)
     try:

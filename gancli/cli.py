@@ -23,6 +23,7 @@ NO_OUTPUT = [  # for a process that is not the main process: Hydra makes no fold
     *("hydra/job_logging=disabled", "hydra/hydra_logging=disabled"),
 ]
 PRINT_FLAGS = {"--cfg", "-c", "--help", "-h", "--info", "-i"}  # with which Hydra prints and runs nothing
+WAIT_POLICIES = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}  # of OpenMP; the user's own choice stays
 USAGE = """gancli {version}: train generative adversarial networks from composed YAML
 
 usage: gancli COMMAND [group=choice …] [key=value …]
@@ -43,6 +44,8 @@ examples:
 
 def main() -> None:
     """Entry point of `gancli` and `python -m gancli`; ends the process with the command's exit status."""
+    if not WAIT_POLICIES & os.environ.keys():
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # read when torch is imported; see `Runtime`
     sys.exit(run(sys.argv[1:]))
 
 
@@ -79,16 +82,21 @@ def _dispatch(command: str, overrides: list[str]) -> int:
 
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises its exceptions, which are worded below
     try:
-        if command == "train":
-            try:
+        try:
+            if not PRINT_FLAGS & set(overrides):
+                overrides = _replace_latest(command, overrides)
+            if command == "train":
                 overrides = _as_sweep_of_one(_require_fixed_folder(_work_in_resumed_folder(overrides)))
-            except UserError as error:
-                return _exit_with_error(str(error))
+        except UserError as error:
+            return _exit_with_error(str(error))
         _hydra(command, overrides)
     except (HydraException, OmegaConfBaseException) as error:  # some of them are OSErrors too
         from gancli.commands.messages import explain
 
         return _exit_with_error(explain(error, command, overrides))
+    except BrokenPipeError:  # the reader of a help text, such as `head`, has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (UserError, Diverged, OSError) as error:
         return exit_status(error)
     except ValueError as error:
@@ -107,10 +115,14 @@ def _dispatch(command: str, overrides: list[str]) -> int:
 def _hydra(command: str, overrides: list[str]) -> None:
     import hydra
 
-    from gancli.commands import hydra_app
-    from gancli.config import config_dir, register_resolvers
+    from gancli.commands import help, hydra_app
+    from gancli.commands.hydra_callbacks import command_after_sweep
+    from gancli.config import config_dir
 
-    register_resolvers()
+    text = help.printed(command, overrides)
+    if text is not None:
+        print(text, flush=True)
+        return
     main = process_info().is_main_process
     added = [] if main else NO_OUTPUT
     if not main and is_multirun(overrides):
@@ -124,7 +136,12 @@ def _hydra(command: str, overrides: list[str]) -> None:
     sys.argv = [f"gancli {command}", *overrides[:last], *added, *overrides[last:]]
     task = hydra_app.doctor(runs) if command == "doctor" else getattr(hydra_app, command)
     name = "train" if command == "doctor" else command
-    hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=name)(task)()
+    try:
+        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=name)(task)()
+    finally:
+        after = command_after_sweep()
+        if after is not None and main:
+            print(f"gancli: the runs of this sweep side by side: {after}", file=sys.stderr)
 
 
 def _temporary_folder() -> str:
@@ -136,6 +153,15 @@ def _temporary_folder() -> str:
     folder = tempfile.mkdtemp(prefix="gancli-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
+
+
+def _replace_latest(command: str, overrides: list[str]) -> list[str]:
+    """Replaces `latest` in run=latest, resume=latest and init=latest. Raises UserError."""
+    if not any(word.endswith("=latest") for word in overrides):
+        return overrides
+    from gancli.commands.latest_run import replace_latest
+
+    return replace_latest(command, overrides)
 
 
 def _work_in_resumed_folder(overrides: list[str]) -> list[str]:

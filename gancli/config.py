@@ -26,7 +26,7 @@ RESUME_MUTABLE = (
         "health",
         "diagnostic",
     ),
-    *("device.threads", "resume", "trust", "objective"),
+    *("device.threads", "resume", "init", "trust", "objective"),
     *("dataset.root", "dataset.path", "dataset.cache", "dataset.download"),  # where the data is
 )
 
@@ -35,16 +35,6 @@ def config_dir() -> Path:
     """Returns the folder of the YAML groups: inside the package of a wheel, beside the package in a checkout."""
     package = Path(__file__).resolve().parent
     return next(folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir())
-
-
-def register_resolvers() -> None:
-    """Lets help texts list the choices of a group by themselves: `${choices:metric}`."""
-    from omegaconf import OmegaConf
-
-    def choices(group: str) -> str:
-        return ", ".join(sorted(file.stem for file in (config_dir() / group).glob("*.yaml")))
-
-    OmegaConf.register_new_resolver("choices", choices, replace=True)
 
 
 def compose(command: str, overrides: list[str]) -> dict[str, Any]:

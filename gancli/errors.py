@@ -55,6 +55,13 @@ def require_at_least(minimum: float, **settings: float | None) -> None:
         raise SettingError("\n".join(f"{name}={value}: at least {minimum}" for name, value in low.items()))
 
 
+def require_positive(**settings: float | None) -> None:
+    """Raises one SettingError that names every setting that is not above 0; None counts as not set."""
+    low = {name: value for name, value in settings.items() if value is not None and not value > 0}
+    if low:
+        raise SettingError("\n".join(f"{name}={value}: a number above 0" for name, value in low.items()))
+
+
 def did_you_mean(word: str, options: Iterable[str]) -> str:
     """Returns "; did you mean …?" where one of `options` is close to `word`, else an empty string."""
     close = difflib.get_close_matches(word, list(options), n=1, cutoff=0.6)

@@ -16,6 +16,7 @@ from gancli.augment.base import Augment, NoAugment
 from gancli.errors import SettingError, require_at_least
 from gancli.losses import Loss
 from gancli.networks.base import Discriminator, Generator
+from gancli.networks.operations import multiply_adds
 from gancli.priors import Prior
 from gancli.randomness import Stream
 from gancli.schedules import Schedule, at
@@ -127,6 +128,17 @@ class Game:
     def per_sample(self) -> bool:
         """Whether the discriminator scores each sample on its own."""
         return self.discriminator.per_sample
+
+    def multiply_adds(self) -> int:
+        """Returns the multiply-adds of the layers of both networks for one sample."""
+        device, generator = self.stream.device, self.generator
+        noise, sample = torch.zeros(1, generator.latent_dim), torch.zeros(1, *generator.image_shape)
+        label = torch.zeros(1, dtype=torch.int64, device=device) if generator.num_classes else None
+        total = 0
+        for network, inputs in ((generator, noise), (self.discriminator, sample)):
+            with eval_mode(network):
+                total += multiply_adds(network, inputs.to(device), label)
+        return total
 
     def generate(self, count: int, labels: Tensor | None) -> Tensor:
         """Returns G(z) for fresh noise: (count, *shape) float32."""

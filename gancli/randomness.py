@@ -25,6 +25,17 @@ def seed_global_generators(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """Returns `values`, which were drawn on the CPU, on `device`, without a wait for the work that is queued there.
+
+    Only a copy from pinned memory does not wait. torch keeps pinned memory that is free again for the next step, and
+    gives it out only after the copy from it was made.
+    """
+    if device.type == "cuda":
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)
+
+
 class Stream:
     """Random numbers that belong to the samples of the global batch, not to a process.
 
@@ -40,7 +51,7 @@ class Stream:
     def take(self, draw: Callable[[int, torch.Generator], Tensor], count: int) -> Tensor:
         """Calls `draw(n, rng) -> (n, ...)` for the global batch and returns the (count, ...) of this part."""
         drawn = draw(count * self.parts, self.generator)
-        return drawn[self.part * count : (self.part + 1) * count].to(self.device, non_blocking=True)
+        return to_device(drawn[self.part * count : (self.part + 1) * count], self.device)
 
 
 def random_state(stream: Stream) -> dict[str, Any]:

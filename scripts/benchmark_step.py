@@ -2,7 +2,7 @@
 
 (a) gancli: Trainer.train_step, with data, noise, the check for divergence and the moving average.
 (b) plain: the two-stage loop of the common tutorials: D's step, then G's step through D, with torch's defaults.
-(c) bare: the one-stage arithmetic of (a) and nothing around it.
+(c) bare: gradients and optimizers of (a), and nothing around them.
 
     python scripts/benchmark_step.py                     28x28 grey, batch 128, 64 base channels
     python scripts/benchmark_step.py --size 64 --image-channels 3 --device cuda --precision bf16
@@ -18,6 +18,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -106,7 +107,14 @@ def runtime_of(options: argparse.Namespace, **more: bool) -> Runtime:
     return Runtime(kind=options.device, **{**settings, **more})
 
 
-def plain(pair: tuple[nn.Module, nn.Module], data: Tensor, options: argparse.Namespace) -> Callable[[], object]:
+def plain(
+    pair: tuple[nn.Module, nn.Module],
+    data: Tensor,
+    options: argparse.Namespace,
+    penalties: dict[str, Penalty] | None = None,
+) -> Callable[[], object]:
+    """penalties: those of R1 and R2, by their names."""
+    penalties = penalties or {}
     runtime = runtime_of(options, channels_last=False)
     device = runtime.device
     generator, discriminator = (network.to(device) for network in pair)
@@ -123,13 +131,20 @@ def plain(pair: tuple[nn.Module, nn.Module], data: Tensor, options: argparse.Nam
         real, count = images[count % len(images)], count + 1
         optimizer_d.zero_grad()
         with runtime.autocast():
-            fake = generator(torch.randn(options.batch, options.latent, device=device))
-            loss_d = criterion(discriminator(real), ones) + criterion(discriminator(fake.detach()), zeros)
+            fake = generator(torch.randn(options.batch, options.latent, device=device)).float()
+            samples = {"r1": real, "r2": fake.detach()}
+            for name in penalties:
+                samples[name] = samples[name].detach().requires_grad_()
+            logits = {name: discriminator(inputs).float() for name, inputs in samples.items()}
+            loss_d = criterion(logits["r1"], ones) + criterion(logits["r2"], zeros)
+        for name, penalty in penalties.items():
+            (gradient,) = torch.autograd.grad(logits[name].sum(), samples[name], create_graph=True)
+            loss_d = loss_d + penalty.factor(0.0) * 0.5 * gradient.square().sum((1, 2, 3)).mean()
         loss_d.backward()
         optimizer_d.step()
         optimizer_g.zero_grad()
         with runtime.autocast():
-            loss_g = criterion(discriminator(fake), ones)
+            loss_g = criterion(discriminator(fake).float(), ones)
         loss_g.backward()
         optimizer_g.step()
         loss_d.item(), loss_g.item()
@@ -137,31 +152,36 @@ def plain(pair: tuple[nn.Module, nn.Module], data: Tensor, options: argparse.Nam
     return step
 
 
-def bare(pair: tuple[nn.Module, nn.Module], data: Tensor, options: argparse.Namespace) -> Callable[[], object]:
-    runtime = runtime_of(options)
-    generator, discriminator = (runtime.place(network) for network in pair)
-    weights_g, weights_d = list(generator.parameters()), list(discriminator.parameters())
-    optimizers = [torch.optim.Adam(weights, lr=LR, betas=BETAS, fused=True) for weights in (weights_g, weights_d)]
-    real = data[: options.batch].to(runtime.device).float() / 127.5 - 1
-    noise = torch.randn(options.batch, options.latent, device=runtime.device)
+def bare(
+    pair: tuple[nn.Module, nn.Module],
+    data: Tensor,
+    options: argparse.Namespace,
+    penalties: dict[str, Penalty] | None = None,
+) -> Callable[[], object]:
+    trainer = trainer_of(pair, data, options, penalties)
+    real = data[: options.batch].to(trainer.game.stream.device).float() / 127.5 - 1
+    noise = torch.randn(options.batch, options.latent, device=real.device)
+    game = replace(trainer.game, stream=_SameNoise(trainer.game.stream, noise))
+    optimizers = [optimizer.optimizer for optimizer in trainer.optimizers.values()]
 
     def step() -> None:
-        with runtime.autocast():
-            fake = generator(noise).float()
-            detached = fake.detach().requires_grad_()
-            real_logits, fake_logits = discriminator(real).float(), discriminator(detached).float()
-        d_real, d_fake = torch.sigmoid(real_logits.detach()), torch.sigmoid(fake_logits.detach())
-        torch.autograd.backward(
-            [real_logits, fake_logits],
-            [(d_real - 1) / options.batch, d_fake / options.batch],
-            inputs=[*weights_d, detached],
-        )
-        fake.backward(detached.grad * ((d_fake - 1) / d_fake).view(-1, 1, 1, 1))
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        for _ in trainer.update.player_updates(game, lambda _: (real, None), step=0, progress=0.0):
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
 
     return step
+
+
+class _SameNoise(Stream):
+    """Gives the same noise every time, already on the device."""
+
+    def __init__(self, stream: Stream, noise: Tensor) -> None:
+        super().__init__(stream.generator, device=stream.device)
+        self.noise = noise
+
+    def take(self, draw: Callable[[int, torch.Generator], Tensor], count: int) -> Tensor:
+        return self.noise
 
 
 WAYS = {"a": ours, "b": plain, "c": bare}

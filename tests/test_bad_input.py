@@ -44,7 +44,7 @@ TRAIN = {  # overrides -> what the error must name
         ["network.generator.norm=bach"],
         "network.generator.norm=bach: expected one of batch, group, none",
     ),
-    "unknown precision": (["device.precision=fp8"], "device.precision=fp8: expected one of float32, tf32, bf16"),
+    "unknown precision": (["device.precision=fp8"], "device.precision=fp8: expected one of auto, float32, tf32, bf16"),
     "no threads": (["device.threads=0"], "device.threads=0"),
     "a value is missing": (["dataset=folder"], "dataset.path: a value is missing; give dataset.path="),
     "missing folder": (["dataset=folder", "dataset.path=nowhere"], "nowhere"),

@@ -1,6 +1,7 @@
 """The command line as a shell sees it."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -36,10 +37,31 @@ def test_composing_needs_no_torch():
     code = (
         "import sys; from gancli import cli\n"
         "assert cli.run(['train', '--cfg', 'job']) == 0\n"
+        "assert cli.run(['sample', '--help']) == 0\n"
+        "assert cli.run(['sample', 'run=latest']) == 2\n"
         "assert 'torch' not in sys.modules, 'torch'"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert "run=latest: no run below" in done.stderr and "PyTorch" not in done.stderr
+
+
+def test_the_first_line_says_what_begins_before_torch_is_imported(tmp_path):
+    code = (
+        "import sys; from gancli import cli; from gancli.commands import hydra_app\n"
+        "class Stop(BaseException): pass\n"
+        "def stop(*_): raise Stop\n"
+        "sys.meta_path.insert(0, type('', (), {'find_spec': lambda name, *_: stop() if name == 'torch' else None}))\n"
+        "try: cli.run(sys.argv[1:])\n"
+        "except Stop: print('torch')\n"
+    )
+    words = ["train", "experiment=mnist", "seed=1", "hydra.run.dir=run"]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout == "torch\n"
+    assert done.stderr == (
+        "gancli train: experiment=mnist dataset=mnist network=dcgan loss=nonsaturating; run folder run; "
+        "loading PyTorch\n"
+    )
 
 
 def test_torchvision_is_imported_only_where_it_is_used(tmp_path):
@@ -58,16 +80,6 @@ def test_exit_statuses_of_the_process():
     assert unknown.returncode == 2 and "did you mean sample?" in unknown.stderr
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_of_a_command(cli, command):
-    out = cli(command, "--help").out
-    assert f"gancli {command}:" in out
-    assert "device: auto, cpu, cuda" in out or command == "report", "which computes nothing"
-    assert out.count(f"\n  gancli {command}") >= 3, "three examples"
-    if command == "train":
-        assert "loss: hinge, least_squares, minimax" in out
-
-
 def test_hydra_flags(cli):
     assert "seed: 7" in cli("train", "seed=7", "--cfg", "job").out
     assert "Defaults Tree" in cli("train", "--info", "defaults-tree").out
@@ -78,6 +90,7 @@ def test_hydra_flags(cli):
 def test_multirun(cli):
     result = cli("train", "-m", *TINY, "seed=1,2", "hydra.sweep.dir=sweep")
     assert result.status == 0, result.err
+    assert result.err.endswith("side by side: gancli report run=sweep\n")
     assert all((Path("sweep") / job / "samples.png").exists() for job in ("0", "1"))
 
 
@@ -170,3 +183,43 @@ def test_two_processes_do_not_train_in_one_folder(cli, tmp_path):
     with RunFolder(tmp_path / "run").locked():
         result = cli("train", *TINY, "hydra.run.dir=run")
     assert result.status == 2 and "another process" in result.err
+
+
+def test_a_start_that_is_refused_leaves_no_folder(cli, tmp_path):
+    refused = ["train", *TINY, "train.batch_size=100_000"]  # more than the data has, which only the data tells
+    assert cli(*refused).status == 2 and not list(tmp_path.iterdir())
+    (tmp_path / "mine").mkdir()
+    for folder in ("mine", "mine/new/run"):
+        assert cli(*refused, f"hydra.run.dir={folder}").status == 2
+    assert {path.name for path in (tmp_path / "mine").iterdir()} == {".hydra", "train.log", ".lock"}, "it was there"
+    run = cli("train", *TINY, "hydra.run.dir=mine")
+    assert run.status == 0, run.err
+    before = sorted(tmp_path.rglob("*"))
+    assert cli("train", "resume=mine", "train.batch_size=32").status == 2
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_latest_is_the_run_with_the_newest_checkpoint(cli, trained, tmp_path):
+    for folder in ("train/old", "multirun/a b/0", "theory/runs/newest"):
+        shutil.copytree(trained, tmp_path / "outputs" / folder)
+    for number, file in enumerate(["multirun/a b/0", "train/old", "theory/runs/newest"]):
+        for checkpoint in (tmp_path / "outputs" / file / "checkpoints").iterdir():
+            os.utime(checkpoint, (number, number))
+    sampled = cli("sample", "run=latest", "out=a.png")
+    assert sampled.status == 0 and sampled.err.startswith("gancli: run=latest is outputs/train/old\n"), sampled.err
+    os.utime(next((tmp_path / "outputs/multirun/a b/0/checkpoints").iterdir()), (9, 9))
+    (tmp_path / "outputs/multirun/a b/multirun.yaml").touch()
+    assert "resume=latest is outputs/multirun/a b/0\n" in cli("train", "resume=latest").err
+    assert cli("report", "run=latest").status == 0 and (tmp_path / "outputs/multirun/a b/report.html").exists()
+    assert "latest" not in cli("sample", "run=latest", "--cfg", "job").err
+
+
+def test_a_finished_run_says_how_to_go_on(cli, train):
+    run = train("seed=3").resolve()
+    before = (run / "run.json").read_bytes(), list(run.glob("events.*"))
+    result = cli("train", "resume=run")
+    assert result.status == 0, result.err
+    assert before == ((run / "run.json").read_bytes(), list(run.glob("events.*"))), "nothing was begun"
+    assert result.err.endswith(f"to go on:\n  gancli train resume={run} train.images=128\n")
+    words = result.err.splitlines()[-1].split()[1:]
+    assert f"gancli train resume={run} train.images=256" in cli(*words).err

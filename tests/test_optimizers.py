@@ -1,15 +1,17 @@
 from __future__ import annotations
 
+import copy
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from comparing import same
 from fake_cuda_graphs import Graphs
 from torch import nn
 
 from gancli.errors import SettingError
-from gancli.optimizers import ClippedRMSprop, ClippedSGD
+from gancli.optimizers import ClippedRMSprop, ClippedSGD, OptimisticAdam
 from gancli.schedules import BurnIn, Constant, Linear
 from gancli.training.cuda_graphs import GraphedOptimizer
 from gancli.training.scheduled_optimizer import ScheduledOptimizer
@@ -114,6 +116,70 @@ def test_a_graphed_optimizer_follows_every_scheduled_setting(make: partial[torch
         assert graphs is None or graphs.replayed > 2
         results.append(p.detach())
     assert torch.equal(*results)
+
+
+OPTIMIZERS = {
+    "fused adam": partial(torch.optim.Adam, lr=0.5, betas=(0.5, 0.75), fused=True),
+    "adam": partial(torch.optim.Adam, lr=0.5, betas=(0.5, 0.75)),
+    "fused adamw": partial(torch.optim.AdamW, lr=0.5, fused=True),
+    "sgd": partial(torch.optim.SGD, lr=0.5, momentum=0.5),
+    "clipped rmsprop": partial(ClippedRMSprop, lr=0.5, clip=1.0),
+    "optimistic": partial(OptimisticAdam, lr=0.5),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "graphs"),
+    [*((name, None) for name in OPTIMIZERS), ("fused adam", Graphs()), ("sgd", Graphs())],  # what a CPU can capture
+)
+def test_a_skipped_step_leaves_every_bit(name: str, graphs: Graphs | None) -> None:
+    results = []
+    for skipped in ([], [3, 4, 11]):
+        p, gradient = parameter(), torch.empty(2)
+        optimizer = ScheduledOptimizer(OPTIMIZERS[name], [p])
+        if graphs is not None:
+            optimizer = GraphedOptimizer(optimizer, graphs)
+        for step in range(16):
+            if step in skipped:
+                before = copy.deepcopy([p.detach(), optimizer.optimizer.state_dict()["state"]])
+                p.grad = gradient.fill_(float("nan"))
+                optimizer.step(0.0, skip=torch.ones(()))
+                assert same(before, [p.detach(), optimizer.optimizer.state_dict()["state"]])
+            p.grad = gradient.copy_(torch.tensor([step + 1.0, -0.5]))
+            optimizer.step(0.0, skip=torch.zeros(()))
+        results.append([p.detach(), optimizer.optimizer.state_dict()["state"]])
+    assert same(*results)
+
+
+def test_a_step_that_may_be_skipped_and_is_not_is_the_step() -> None:
+    for make in OPTIMIZERS.values():
+        results = []
+        for skip in (None, torch.zeros(())):
+            p = parameter()
+            optimizer = ScheduledOptimizer(make, [p])
+            for gradient in ([1.0, -0.5], [0.25, 2.0]):
+                p.grad = torch.tensor(gradient)
+                optimizer.step(0.0, skip=skip)
+            results.append(p.detach())
+        assert torch.equal(*results)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is visible")
+@pytest.mark.parametrize("name", ["fused adam", "adam", "sgd"])
+def test_a_skipped_step_leaves_every_bit_on_a_gpu(name: str) -> None:
+    p = nn.Parameter(torch.tensor([1.0, -2.0], device="cuda"))
+    optimizer = ScheduledOptimizer(OPTIMIZERS[name], [p])
+    p.grad = torch.ones_like(p)
+    optimizer.step(0.0, skip=torch.zeros((), device="cuda"))
+    before = copy.deepcopy([p.detach(), optimizer.optimizer.state_dict()["state"]])
+    p.grad, skip = torch.full_like(p, float("nan")), torch.ones((), device="cuda")
+    if name != "adam":  # which counts its steps on the host
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        optimizer.step(0.0, skip=skip)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert same(before, [p.detach(), optimizer.optimizer.state_dict()["state"]])
 
 
 @pytest.mark.parametrize(

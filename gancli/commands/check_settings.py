@@ -15,19 +15,28 @@ from gancli.commands.parts import check_optimizer, networks
 from gancli.datasets.base import DatasetInfo
 from gancli.errors import SettingError, UserError
 from gancli.game import PLAYERS, Penalty
+from gancli.training.initial_weights import checkpoints_of
 from gancli.training.trainer import Trainer
 from gancli.updates import Update
 
 T = TypeVar("T")
-SCHEMA = {"seed": int, "conditional": bool, "pack": int, "resume": str, "objective": str | None, "trust": list[str]}
+SCHEMA = {
+    "seed": int,
+    "conditional": bool,
+    "pack": int,
+    "resume": str,
+    "init": str | int | None,
+    "objective": str | None,
+    "trust": list[str],
+}
 NO_LABELS = "conditional=true: this data set has no labels; use conditional=false, or dataset.labels=true for a folder"
 
 
-def check_settings(settings: Mapping[str, Any], *, world_size: int = 1) -> None:
+def check_settings(settings: Mapping[str, Any], *, world_size: int = 1, resuming: bool = False) -> None:
     """Raises one UserError with everything that is wrong and that the settings alone tell, before data is read.
 
     Every part is built that needs no data, and the networks where the settings tell the shape of the samples. A section
-    with a wrong type is not built.
+    with a wrong type is not built. resuming: whether a run goes on, which takes no weights of another one.
     """
     problems = list(config.problems(settings, SCHEMA))
     errors = [text for _, text in problems]
@@ -77,6 +86,8 @@ def check_settings(settings: Mapping[str, Any], *, world_size: int = 1) -> None:
     for player in PLAYERS:
         attempt("optimizer", partial(check_optimizer, settings, player))
     attempt_one("ema", nn.Identity())
+    if settings["init"] is not None and not resuming:
+        attempt("init", lambda: checkpoints_of(settings["init"]))
     if errors:
         raise UserError("\n".join(dict.fromkeys(errors)))
 

@@ -21,12 +21,14 @@ from gancli.commands.check_settings import check_settings
 from gancli.diagnostics.base import TrainedRun, diagnose
 from gancli.distributed.process_group import join_process_group
 from gancli.errors import FeaturesUnavailable
+from gancli.reporting.stdout import print_lines
 from gancli.training import cuda_graphs
 from gancli.training.logging import TrainingLogger
 from gancli.training.run_folder import RunFolder, settings_to_continue
 from gancli.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
+log.setLevel(logging.INFO)  # also while the messages of the run are suppressed
 TIMED_SECONDS = 6.0  # least duration of the steps that are timed
 MIN_STEPS = 2  # least number of them
 MAX_IMPORT_SECONDS = 10.0  # that a first assembly may take longer than a second one
@@ -93,12 +95,16 @@ def run(
     if not trainer.process_group.is_main_process:
         return {}
     speed = trainer.step_images / costs.step
-    log.info("speed         %s images/s, %.2g s a step of %s images", f"{speed:,.0f}", costs.step, trainer.step_images)
-    log.info("memory        %s at its peak", _peak_memory())
+    _report("speed", f"{speed:,.0f} images/s, {costs.step:.2g} s a step of {trainer.step_images} images")
+    _report("memory", f"{_peak_memory()} at its peak")
     seconds = _report_length(trainer, costs)
     _report_metrics(trainer, costs)
     _report_launcher(launcher, sweeper, runs, seconds=seconds, processes=trainer.process_group.world_size)
     return {"images_per_second": speed, "seconds": seconds}
+
+
+def _report(topic: str, text: str) -> None:
+    print_lines([f"{topic:14}{text}"])
 
 
 def _startup_seconds() -> float:
@@ -151,6 +157,7 @@ def _measure(trainer: Trainer, folder: RunFolder, diagnostics: Mapping[str, Any]
         every, pictures = logger.every, logger.pictures
         logger.every = logger.pictures = sys.maxsize
     trainer.saved_images = -1
+    log.info("measuring the first steps")
     began = time.monotonic()
     logger.open(trainer.position)
     if isinstance(logger, TrainingLogger):
@@ -161,6 +168,7 @@ def _measure(trainer: Trainer, folder: RunFolder, diagnostics: Mapping[str, Any]
     graphed = isinstance(trainer.update, cuda_graphs.CUDAGraphUpdate)
     for _ in range(cuda_graphs.WARM_UP * interval if graphed else 1):
         trainer.train_step()
+    log.info("measuring steps, for %.0f s or longer", TIMED_SECONDS)
     began, steps, passed = time.monotonic(), 0, 0.0
     while steps < MIN_STEPS or steps % interval or passed < TIMED_SECONDS:
         record = trainer.train_step()
@@ -168,6 +176,7 @@ def _measure(trainer: Trainer, folder: RunFolder, diagnostics: Mapping[str, Any]
         logger.log_step(trainer.position, record)
         steps += 1
     step, row, picture = (time.monotonic() - began) / steps, 0.0, 0.0
+    log.info("measuring pictures, evaluations and checkpoints, two of each")
     if isinstance(logger, TrainingLogger):
         logger.every = 1
         row = _time_second_call(lambda: logger.log_step(trainer.position, record))
@@ -180,6 +189,7 @@ def _measure(trainer: Trainer, folder: RunFolder, diagnostics: Mapping[str, Any]
         last = folder.read_metrics()[-1]
         for _ in range(DIAGNOSED_ROWS):
             folder.append_metrics(last)
+        log.info("measuring diagnostics")
         began = time.monotonic()
         diagnose(TrainedRun(folder, trainer), train.diagnostics(diagnostics))
         end = time.monotonic() - began
@@ -221,27 +231,25 @@ def _report_length(trainer: Trainer, costs: Costs) -> float:
     limit = 60 * trainer.minutes if trainer.minutes is not None else float("inf")
     seconds = costs.start + min(training, limit) + costs.end
     if training <= limit:
-        log.info("length        %s images in %s", f"{trainer.length:,}", _duration(seconds))
+        _report("length", f"{trainer.length:,} images in {_duration(seconds)}")
     else:
         seconds += costs.evaluation + costs.checkpoint + costs.picture  # after the time limit
         images = int(limit / costs.training(trainer, 10**9) * 10**9)
-        log.info("length        %s, by train.minutes: about %s images", _duration(seconds), f"{images:,}")
-    log.info("              of these %.0f s to start and %.0f s for diagnostics", costs.start, costs.end)
+        _report("length", f"{_duration(seconds)}, by train.minutes: about {images:,} images")
+    _report("", f"of these {costs.start:.0f} s to start and {costs.end:.0f} s for diagnostics")
     if trainer.max_time is not None and seconds > 60 * trainer.max_time:
         starts = math.ceil(seconds / (60 * trainer.max_time))
-        log.info(
-            "              train.max_time ends a start after %s: %d starts", _duration(60 * trainer.max_time), starts
-        )
+        _report("", f"train.max_time ends a start after {_duration(60 * trainer.max_time)}: {starts} starts")
     return seconds
 
 
 def _report_metrics(trainer: Trainer, costs: Costs) -> None:
     evaluation = trainer.evaluation
     if evaluation.suite is None or evaluation.every is None:
-        log.info("metrics       none")
+        _report("metrics", "none")
         return
     share = costs.evaluation / (costs.evaluation + costs.step * evaluation.every / trainer.step_images)
-    log.info("metrics       %s: %.1f %% of the time", ", ".join(evaluation.suite.metrics), 100 * share)
+    _report("metrics", f"{', '.join(evaluation.suite.metrics)}: {100 * share:.1f} % of the time")
 
 
 def _report_launcher(
@@ -253,18 +261,18 @@ def _report_launcher(
         runs = sweeper["n_trials"]
     if name == "basic":
         started = f"{runs} runs, one after the other, here" if runs > 1 else "the run starts here"
-        log.info("launcher      none: %s", started)
+        _report("launcher", f"none: {started}")
         return
-    log.info("launcher      %s: %s", name, f"an array of {runs} jobs" if runs > 1 else "one job")
+    _report("launcher", f"{name}: {f'an array of {runs} jobs' if runs > 1 else 'one job'}")
     requested = {key: value for key, value in node.items() if isinstance(value, (str, int, float)) and value != ""}
     shown = " ".join(f"{key}={value}" for key, value in requested.items() if key not in _UNINFORMATIVE)
-    log.info("              %s", shown)
+    _report("", shown)
     tasks = (node.get("nodes") or 1) * (node.get("tasks_per_node") or 1)
     if tasks != processes:
-        log.info("              %d processes a job; the times above are of %d, on this machine", tasks, processes)
+        _report("", f"{tasks} processes a job; the times above are of {processes}, on this machine")
     limit = 60 * (node.get("timeout_min") or math.inf)
     if seconds > limit:
-        log.info("              limit %s: a job would be continued about %d times", _duration(limit), seconds // limit)
+        _report("", f"limit {_duration(limit)}: a job would be continued about {seconds // limit:.0f} times")
 
 
 def _duration(seconds: float) -> str:

@@ -6,6 +6,7 @@ import itertools
 import json
 import logging
 import re
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -19,11 +20,13 @@ from gancli.datasets.folder import ImagesToMeasure
 from gancli.device import Runtime
 from gancli.distributed.process_group import join_process_group
 from gancli.errors import InvalidCheckpoint, UserError, require_at_least
-from gancli.metrics.base import Samples, reference_samples
+from gancli.metrics.base import Number, Samples, reference_samples
 from gancli.metrics.memorisation import nearest_images
 from gancli.metrics.suite import MetricSuite, build_suite
+from gancli.progress import progress
 from gancli.reporting import image_grids
 from gancli.reporting.html import Table
+from gancli.reporting.stdout import print_lines, terminal_width
 from gancli.training.checkpoint import Checkpoints, read
 from gancli.training.run_folder import Row, RunFolder, provenance
 
@@ -47,58 +50,99 @@ SCHEMA = {
 _RANDOM_FEATURES = {"_target_": "gancli.metrics.features.Random"}  # where neither the user nor a run chose any
 
 
-def run(settings: dict[str, Any]) -> list[Row]:
-    """Evaluates what `settings` ask for, prints a table, and returns its rows. Raises UserError, OSError."""
+def run(settings: dict[str, Any], *, overrides: Sequence[str] = ()) -> None:
+    """Evaluates what `settings` ask for and prints a table of it, also of what was measured before an error.
+
+    overrides: the words of the command line. Raises UserError, OSError.
+    """
+    rows: list[Row] = []
+    numbers: dict[str, Number] = {}
+    try:
+        for row, described in measure(settings, chosen=any(word.startswith("metric=") for word in overrides)):
+            numbers |= described
+            if row["samples"] != "real" or row not in rows:  # several runs may have the same real samples
+                rows.append(row)
+    finally:
+        if rows:
+            width = terminal_width()
+            print_lines([*table(rows, numbers, width=width), "", *_legend(rows, numbers, width=width)])
+
+
+def measure(settings: dict[str, Any], *, chosen: bool = False) -> Iterator[tuple[Row, dict[str, Number]]]:
+    """Yields each row when it is measured and before it is kept, and what its numbers say, by name.
+
+    chosen: whether the user named the metrics. Raises UserError, OSError.
+    """
     config.check(settings, SCHEMA)
     require_at_least(2, count=settings["count"], reference_count=settings["reference_count"])
     require_at_least(1, batch_size=settings["batch_size"])
     paths = settings["run"] if isinstance(settings["run"], list) else [settings["run"]]
     if (paths in ([], [None])) == (settings["folders"] is None):
         raise UserError("run=…: name one or more run folders, or instead folders=[generated,real]")
-    settings = {**settings, "metric": settings.get("metric", {})}  # no such key for metric=[]
+    settings = {**settings, "metric": settings.get("metric", {}), "chosen": chosen}  # no such key for metric=[]
     if not settings["metric"].keys() - {"features"}:
         raise UserError("metric=[]: name at least one, such as metric=[fid]")
     runtime = build(settings["device"], key="device", process_group=join_process_group())
     if settings["folders"] is not None:
-        rows = [_evaluate_folders(settings, runtime)]
-    else:
-        settings["count"] = settings["count"] or 10_000
-        settings["reference_count"] = settings["reference_count"] or 60_000
-        parts = ["prior", "network.generator", "dataset"]
-        if "features" not in settings["metric"]:
-            parts.append("metric.features")
-        folders = [RunFolder(Path(str(path)).expanduser()) for path in paths]
-        # All folders are read before the first one is evaluated, which may take long.
-        trained = [folder.settings(trust=settings["trust"], parts=tuple(parts)) for folder in folders]
-        rows = [row for pair in zip(folders, trained, strict=True) for row in _evaluate_run(*pair, settings, runtime)]
-    for line in table(_without_repeated_real(rows)):
-        log.info("%s", line)
-    return rows
+        yield from _measure_folders(settings, runtime)
+        return
+    settings["count"] = settings["count"] or 10_000
+    settings["reference_count"] = settings["reference_count"] or 60_000
+    parts = ["prior", "network.generator", "dataset"]
+    if "features" not in settings["metric"]:
+        parts.append("metric.features")
+    folders = [RunFolder(Path(str(path)).expanduser()) for path in paths]
+    # All folders are read before the first one is evaluated, which may take long.
+    trained = [folder.settings(trust=settings["trust"], parts=tuple(parts)) for folder in folders]
+    for pair in zip(folders, trained, strict=True):
+        yield from _measure_run(*pair, settings, runtime)
 
 
-def table(rows: Sequence[Row]) -> list[str]:
-    """Returns lines of text: a row for each of `rows`, a column for each number but those of single classes."""
-    names = dict.fromkeys(name for row in rows for name in row["values"] if not re.search(r"_class_\d+$", name))
-    lines = [[row["of"], *(_short(row["values"].get(name)) for name in names)] for row in rows]
-    return Table(["", *names], lines).lines()
+def table(rows: Sequence[Row], numbers: Mapping[str, Number], *, width: int | None = None) -> list[str]:
+    """Returns lines of text: a row for each of `rows`, a column for each number but those of single classes.
+
+    numbers: what the numbers say, by name. A standard deviation stands behind its number. width: of the terminal.
+    """
+    names = _columns(rows, numbers)
+    lines = [[row["of"], *(_cell(row, name) for name in names)] for row in rows]
+    return Table(["", *(_heading(name, numbers) for name in names)], lines).lines(width)
 
 
-def _without_repeated_real(rows: Sequence[Row]) -> list[Row]:
-    """Returns the rows with each row of real samples once, though several runs have the same."""
-    kept: list[Row] = []
-    for row in rows:
-        if row["samples"] != "real" or row not in kept:
-            kept.append(row)
-    return kept
+def _columns(rows: Sequence[Row], numbers: Mapping[str, Number]) -> list[str]:
+    measured = {name for row in rows for name in row["values"]}
+    return [name for name in numbers if name in measured and not name.endswith("_std")]
 
 
-def _short(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"
+def _heading(name: str, numbers: Mapping[str, Number]) -> str:
+    return f"{name} {'↓' if numbers[name].better == 'lower' else '↑'}"
 
 
-def _evaluate_run(
+def _cell(row: Row, name: str) -> str:
+    values = row["values"]
+    if name not in values:
+        return "-"
+    text = f"{values[name]:.4g}"
+    if f"{name}_std" in values:
+        text += f" ± {values[f'{name}_std']:.2g}"
+    return f"{text} ({row['worst_class']})" if name.endswith("_class_worst") and "worst_class" in row else text
+
+
+def _legend(rows: Sequence[Row], numbers: Mapping[str, Number], *, width: int | None) -> list[str]:
+    """Returns a line on the signs in the table and one for the meaning of each column, broken at `width`."""
+    names = _columns(rows, numbers)
+    signs = ["↓ lower is better", "↑ higher is better"]
+    if any(f"{name}_std" in row["values"] for row in rows for name in names):
+        signs.append("± standard deviation over subsets")
+    indent = 2 + max(map(len, names))
+    lines = [", ".join(signs), *(name.ljust(indent) + numbers[name].meaning for name in names)]
+    if width is None:
+        return lines
+    return [part for line in lines for part in textwrap.wrap(line, width, subsequent_indent=indent * " ")]
+
+
+def _measure_run(
     folder: RunFolder, trained: dict[str, Any], settings: Mapping[str, Any], runtime: Runtime
-) -> list[Row]:
+) -> Iterator[tuple[Row, dict[str, Number]]]:
     checkpoints = _checkpoints(folder, settings["checkpoint"])  # read one at a time: all may not fit in memory
     first = next(checkpoints, None)
     if first is None:
@@ -107,7 +151,8 @@ def _evaluate_run(
     features = trained.get("metric", {}).get("features")  # as in the evaluations during training, to compare with
     suite = _suite(settings, dataset, runtime, features=features, labelled=bool(first[1]["num_classes"]))
     log.info("%s: %s", folder.path, _describe(suite))
-    rows = _evaluate_real(suite, settings["count"])
+    for row in _measure_real(suite, settings["count"]):
+        yield row, suite.numbers
     prior = build(trained["prior"], key="prior")
     noise = noise_rows(prior, settings["count"], seed=settings["seed"])
     for file, state in itertools.chain([first], checkpoints):
@@ -119,16 +164,22 @@ def _evaluate_run(
             continue
         about = {name: settings[name] for name in ("weights", "seed")} | {"samples": len(samples), "by": "evaluate"}
         about |= {"checkpoint": file.name, "images": state["images"], "seconds": state["seconds"]}
-        values = suite(samples)
-        rows.append({"of": f"{folder.path.name} {file.stem}", "values": values, **suite.protocol(), **about})
+        row = _row(f"{folder.path.name} {file.stem}", suite(samples), suite) | about
+        yield row, suite.numbers
+        folder.append_evaluation(row)
+        _write_to_tensorboard(folder, row)
         if "memorisation" in suite.metrics:
             _write_nearest_images(folder.samples / f"neighbours-{file.stem}.png", samples, suite)
-    if runtime.process_group.is_main_process:
-        generated_rows = [row for row in rows if row["samples"] != "real"]
-        for row in generated_rows:
-            folder.append_evaluation(row)
-        _write_to_tensorboard(folder, generated_rows)
-    return rows
+
+
+def _row(of: str, values: Mapping[str, float], suite: MetricSuite) -> Row:
+    """Returns a row of the table: of what it is, its numbers, and how they were obtained."""
+    row: Row = {"of": of, "values": values, **suite.protocol()}
+    classes = {match[1]: value for name, value in values.items() if (match := re.search(r"_class_(\d+)$", name))}
+    if classes:
+        worst = int(max(classes, key=lambda label: classes[label]))
+        row["worst_class"] = suite.dataset.class_names[worst] if suite.dataset.class_names else f"class {worst}"
+    return row
 
 
 def _suite(
@@ -155,22 +206,23 @@ def _suite(
             f"metric=[{','.join(names)}]: none of them is defined for this data and these features; fid, kid and "
             "precision_recall are for any images, inception_score needs metric/features=classifier or inception"
         )
-    if names - suite.metrics.keys():
-        log.info("left out, since not defined for this run: %s", ", ".join(sorted(names - suite.metrics.keys())))
+    if settings["chosen"] and names - suite.metrics.keys():
+        missing = ", ".join(sorted(names - suite.metrics.keys()))
+        log.warning("left out, since not defined for this data and these features: %s", missing)
     return suite
 
 
-def _evaluate_real(suite: MetricSuite, count: int) -> list[Row]:
-    """Returns the numbers of at most `count` real samples of the other part, which no generator can hope to beat."""
+def _measure_real(suite: MetricSuite, count: int) -> Iterator[Row]:
+    """Yields the numbers of at most `count` real samples of the other part, which no generator can hope to beat."""
     other: Literal["train", "holdout"] = "holdout" if suite.split == "train" else "train"
     samples = reference_samples(suite.dataset, other, count, like=suite.real)
     if len(samples) < 2:
-        return []
+        return
     values: dict[str, float] = {}
-    for name, metric in suite.metrics.items():
+    for name, metric in progress(suite.metrics.items(), title="metrics of real samples", total=len(suite.metrics)):
         if name != "memorisation":  # real samples are not copies
             values |= metric(samples, suite.real, suite.dataset)
-    return [{"of": f"{len(samples):,} real, {other}", "values": values, **suite.protocol(), "samples": "real"}]
+    yield _row(f"{len(samples):,} real, {other}", values, suite) | {"samples": "real"}
 
 
 def _checkpoints(folder: RunFolder, which: str | int) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -188,7 +240,7 @@ def _checkpoints(folder: RunFolder, which: str | int) -> Iterator[tuple[Path, di
             log.warning("%s is skipped: %s", file, error)
 
 
-def _evaluate_folders(settings: Mapping[str, Any], runtime: Runtime) -> Row:
+def _measure_folders(settings: Mapping[str, Any], runtime: Runtime) -> Iterator[tuple[Row, dict[str, Number]]]:
     """Measures one folder of images against another; no run is needed."""
     if len(settings["folders"]) != 2:
         raise UserError(f"folders={settings['folders']}: two of them, [generated,real]")
@@ -207,11 +259,10 @@ def _evaluate_folders(settings: Mapping[str, Any], runtime: Runtime) -> Row:
     samples = Samples(generated.reference("train", settings["count"] or len(generated))[0], features=suite.features)
     log.info("%s of %s generated images (%s)", f"{len(samples):,}", f"{len(generated):,}", samples.hash)
     about = {"samples": len(samples), "samples_hash": samples.hash, "by": "evaluate", "folders": settings["folders"]}
-    values, protocol = suite(samples), {**suite.protocol(), **about, **provenance()}
-    row = {"of": str(settings["folders"][0]), "values": values, **protocol}
+    row = _row(str(settings["folders"][0]), suite(samples), suite) | about | provenance()
+    yield row, suite.numbers
     if settings["out"] is not None:
         atomic_write(Path(settings["out"]).expanduser(), (json.dumps(row, indent=2) + "\n").encode())
-    return row
 
 
 def _describe(suite: MetricSuite) -> str:
@@ -224,16 +275,17 @@ def _describe(suite: MetricSuite) -> str:
 
 
 def _write_nearest_images(file: Path, samples: Samples, suite: MetricSuite) -> None:
-    images, columns = nearest_images(samples, suite.real, suite.dataset)
+    images, headings = nearest_images(samples, suite.real, suite.dataset)
+    count, columns = images.shape[:2]
+    cells = images.flatten(0, 1).permute(0, 2, 3, 1).numpy()
     file.parent.mkdir(exist_ok=True)
-    image_grids.write_png(file, image_grids.grid(images.permute(0, 2, 3, 1).numpy(), columns=columns))
-    log.info("samples beside their nearest training and held-out images: %s", file)
+    image_grids.write_png(file, image_grids.grid(cells, columns=columns, headings=headings))
+    log.info("%d samples, drawn at random, beside their nearest images: %s", count, file)
 
 
-def _write_to_tensorboard(folder: RunFolder, rows: Sequence[Row]) -> None:
+def _write_to_tensorboard(folder: RunFolder, row: Row) -> None:
     from torch.utils.tensorboard import SummaryWriter
 
     with SummaryWriter(str(folder.path), filename_suffix=".evaluate") as writer:
-        for row in rows:
-            for name, value in row["values"].items():
-                writer.add_scalar(f"metric/{name}", value, row["images"])
+        for name, value in row["values"].items():
+            writer.add_scalar(f"metric/{name}", value, row["images"])

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gancli.commands.hydra_callbacks import remove_new_folders
 from gancli.distributed.launch import process_info
 from gancli.errors import Collapsed, Diverged, ProcessLost, UserError
 
@@ -54,7 +55,7 @@ def evaluate(cfg: DictConfig) -> None:
     def work(settings: dict[str, Any], hydra: DictConfig) -> None:
         from gancli.commands import evaluate
 
-        evaluate.run(settings)
+        evaluate.run(settings, overrides=list(hydra.overrides.task))
 
     run_command(work, cfg)
 
@@ -106,13 +107,18 @@ def run_command(work: Work, cfg: DictConfig) -> float | None:
     if not process_info().is_main_process:
         _close_log_files()
     settings: Any = OmegaConf.to_container(cfg, resolve=True)
-    hydra = HydraConfig.get()
+    hydra: Any = HydraConfig.get()
     sweep = hydra.mode == RunMode.MULTIRUN
+    log.info("%s", _first_line(hydra, settings))
     try:
         return work(settings, hydra)
     except (UserError, Diverged, OSError) as error:
         if not sweep:
-            sys.exit(exit_status(error))
+            status = exit_status(error)
+            if isinstance(error, UserError):
+                _close_log_files()
+                remove_new_folders()
+            sys.exit(status)
         log.error("this job failed: %s", error)
         worst = _worst_value(hydra.sweeper)
         if isinstance(error, Diverged) and worst is not None:
@@ -131,6 +137,21 @@ def run_command(work: Work, cfg: DictConfig) -> float | None:
             traceback.print_exc()  # the log of this process is switched off
         _end_together()
         sys.exit(1)
+
+
+def _first_line(hydra: Any, settings: Mapping[str, Any]) -> str:
+    """Returns what the command is about to do, for the seconds that it takes to import torch."""
+    command, parts = hydra.runtime.choices["hydra/help"], list[str]()
+    if command in ("train", "doctor") and settings["resume"] in ("never", "auto"):  # else the settings are the run's
+        chosen = {group: hydra.runtime.choices[group] for group in ("experiment", "dataset", "network", "loss")}
+        parts.append(" ".join(f"{group}={choice}" for group, choice in chosen.items() if choice))
+    if command == "train":
+        parts.append(f"run folder {os.path.relpath(hydra.runtime.output_dir)}")
+    if settings.get("run") is not None:
+        parts.append(f"run={settings['run']}")
+    if "torch" not in sys.modules:
+        parts.append("loading PyTorch")
+    return f"gancli {command}: {'; '.join(parts)}".removesuffix(": ")
 
 
 def exit_status(error: Exception) -> int:

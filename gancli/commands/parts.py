@@ -1,4 +1,4 @@
-"""Parts of a run that need more than one section of the settings: the networks and the optimizers."""
+"""Parts of a run that need more than one section of the settings: the networks, the average, the optimizers."""
 
 from __future__ import annotations
 
@@ -7,16 +7,22 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 from gancli.build import build, make
+from gancli.datasets.base import Dataset
 from gancli.errors import SettingError, UserError
+from gancli.game import Game
 from gancli.networks.base import Discriminator, Generator
 from gancli.networks.packed import Packed, packed_shape
+from gancli.randomness import seeded
 from gancli.schedules import at
+from gancli.training.ema import EMA
 from gancli.training.scheduled_optimizer import ScheduledOptimizer
 
 T = TypeVar("T")
+_STATISTICS_SAMPLES = 1024
 
 
 def networks(
@@ -34,6 +40,19 @@ def networks(
 def optimizer(settings: Mapping[str, Any], player: str, parameters: Iterable[nn.Parameter]) -> ScheduledOptimizer:
     """Builds the player's optimizer. Raises UserError."""
     return _with_key(settings, player, lambda maker: ScheduledOptimizer(maker, parameters))
+
+
+def average(settings: Mapping[str, Any], game: Game, dataset: Dataset) -> EMA:
+    """Builds the generator's average, with noise and labels, as frequent as in the data, to measure statistics for."""
+    device = game.stream.device
+    known: dict[str, Any] = {"noise": game.prior.sample(_STATISTICS_SAMPLES, seeded(settings["seed"], "statistics"))}
+    if game.generator.num_classes:
+        labels = dataset.reference("train", _STATISTICS_SAMPLES)[1]
+        assert labels is not None
+        known["labels"] = labels[torch.arange(_STATISTICS_SAMPLES) % len(labels)]
+    known = {name: tensor.to(device) for name, tensor in known.items()}
+    ema: EMA = build(settings["ema"], game.generator, key="ema", autocast=game.autocast, **known)
+    return ema
 
 
 class _SettingsAccepted(Exception):

@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 import math
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
+from numpy.typing import NDArray
 
 from gancli import __version__, config
 from gancli.atomic_files import atomic_write
@@ -20,7 +23,7 @@ from gancli.training.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 SCHEMA = {"run": str | int | list[str | int], "out": str | None, "sort": str | None}
-_MAX_CURVES = 12  # runs in the plot
+_MAX_LINES = 8  # in a plot
 _LARGER_IS_BETTER = (
     "modes",
     "modes_held",
@@ -39,8 +42,8 @@ _NEVER_BEGAN, _CUT_OFF = "never began", "cut off, or running"
 class RunSummary:
     """The content of one run folder.
 
-    evaluations: those made while training, oldest first. last: the newest row of the log or of the evaluations. ended:
-    how the last start ended.
+    name: as in the report. settings: of its config.yaml, empty where it has none. evaluations: those made while
+    training, oldest first. last: the newest row of the log or of the evaluations. ended: how the last start ended.
     """
 
     name: str
@@ -81,15 +84,23 @@ def run(settings: dict[str, Any]) -> Path:
                 f"sort={settings['sort']}: no evaluation has this value{did_you_mean(settings['sort'], names)}"
             )
         runs = sorted(runs, key=lambda run: _sort_key(run.final.get(settings["sort"], math.nan), settings["sort"]))
-    table = _table(runs, names)
+    differing, best = _differing_settings(runs), _best(runs)
+    table = _table(runs, differing, names)
     for line in table.lines():
         log.info("%s", line)
     out = Path(settings["out"]).expanduser() if settings["out"] else tops[0] / "report.html"
-    sections = [
-        Section(title="Settings that differ, and results", parts=[table, *_curves(runs)]),
-        Section(title="Samples", parts=_samples(runs)),
-    ]
     introduction = f"{len(runs)} runs under {', '.join(map(str, tops))}, by gancli {__version__}."
+    labels = _labels(runs, differing)
+    if best is not None:
+        name, number = best.ranking[-1], _cell(best.final[best.ranking[-1]])
+        log.info("best          %s, by %s: %s", best.folder, name, number)
+        introduction += f" The best by {name} is {best.name} ({number}), marked with a star."
+        table = Table(table.head, [[_starred(row[0], best), *row[1:]] for row in table.rows])
+    sections = [
+        Section(title="Settings that differ, and results", parts=[table, *_over_seeds(runs, labels)]),
+        Section(title="Quality during training", parts=_curves(runs, labels, best)),
+        Section(title="Samples", parts=_samples(runs, labels, best)),
+    ]
     atomic_write(out, render_page("Runs side by side", introduction, sections).encode())
     log.info("report        %s", out)
     return out
@@ -152,9 +163,12 @@ def _distinct_cells(values: Sequence[Any]) -> list[str]:
     return short if len(set(short)) == len(set(full)) else full
 
 
-def _table(runs: Sequence[RunSummary], names: Sequence[str]) -> Table:
-    """Returns a row for each run. names: of the values of the last evaluation to show."""
-    settings, ranking = _differing_settings(runs), _ranking(runs)
+def _table(runs: Sequence[RunSummary], settings: Mapping[str, Sequence[str]], names: Sequence[str]) -> Table:
+    """Returns a row for each run.
+
+    settings: in which runs differ, see `_differing_settings`. names: of the values of the last evaluation to show.
+    """
+    ranking = _ranking(runs)
     head = ["run", *settings, "images", "minutes", *names, *(f"best {name}" for name in ranking), "ended"]
     rows = []
     for index, run in enumerate(runs):
@@ -181,25 +195,96 @@ def _cell(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
-def _curves(runs: Sequence[RunSummary]) -> list[Image]:
-    """Returns a plot of the sweep's objective, or else of the value that ranks checkpoints, over images seen."""
-    plotted, ranking = [run for run in runs if len(run.evaluations) > 1][:_MAX_CURVES], _ranking(runs)
-    if not ranking or not plotted:
+def _labels(runs: Sequence[RunSummary], settings: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Returns for each run, by name, the settings in which it differs from others, without its seed.
+
+    Runs that differ in the seed alone have the same label.
+    """
+    return {
+        run.name: ", ".join(
+            f"{key}={cells[index]}" for key, cells in settings.items() if key != "seed" and cells[index]
+        )
+        for index, run in enumerate(runs)
+    }
+
+
+def _best(runs: Sequence[RunSummary]) -> RunSummary | None:
+    """Returns the run whose last evaluation is the best, by what a sweep compares; None for a single run or none."""
+    ranking = _ranking(runs)
+    known = [run for run in runs if ranking and math.isfinite(run.final.get(ranking[-1], math.nan))]
+    return min(known, key=lambda run: _sort_key(run.final[ranking[-1]], ranking[-1])) if len(known) > 1 else None
+
+
+def _starred(name: str, best: RunSummary | None) -> str:
+    return f"{name} ★" if best is not None and name == best.name else name
+
+
+def _over_seeds(runs: Sequence[RunSummary], labels: Mapping[str, str]) -> list[Table]:
+    """Returns a table of the last value that a sweep compares, over runs that differ in the seed alone."""
+    ranking, groups = _ranking(runs), dict[str, list[float]]()
+    for run in runs:
+        if ranking and math.isfinite(value := run.final.get(ranking[-1], math.nan)):
+            groups.setdefault(labels[run.name], []).append(value)
+    if max(map(len, groups.values()), default=0) < 2:
         return []
+    rows = [
+        [label or "all runs", str(len(values)), *(_cell(float(f(values))) for f in (np.mean, np.std, min, max))]
+        for label, values in sorted(groups.items(), key=lambda item: _sort_key(float(np.mean(item[1])), ranking[-1]))
+    ]
+    caption = f"{ranking[-1]} of the last evaluation, over runs that differ in the seed alone, the best mean first"
+    return [Table(["settings", "runs", "mean", "standard deviation", "lowest", "highest"], rows, caption)]
+
+
+def _curves(runs: Sequence[RunSummary], labels: Mapping[str, str], best: RunSummary | None) -> list[Part]:
+    """Returns plots of the value that a sweep compares, over images and over time; one line for each label."""
+    ranking = _ranking(runs)
+    evaluated = [(labels[run.name], rows) for run in runs if ranking and len(rows := _finite(run, ranking[-1])) > 1]
+    if not evaluated:
+        return ["No run has two evaluations to draw a curve through."]
+    from gancli.reporting.curves import draw, summarise
     from gancli.reporting.image_grids import encode_png
-    from gancli.reporting.plots import figure, render
 
     name = ranking[-1]
-    plot, (axis,) = figure(width=8.0)
-    for run in plotted:
-        points = [(row["images"], row["values"].get(name, math.nan)) for row in run.evaluations]
-        axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=run.name)
-    axis.set(xlabel="images seen", ylabel=name)
-    axis.legend(frameon=False, fontsize=8, ncols=2)
-    return [Image(encode_png(render(plot)), f"{name} during training")]
+    groups: dict[str, list[NDArray[np.float64]]] = {}
+    for label, rows in evaluated:
+        groups.setdefault(label, []).append(rows)
+    ordered = sorted(groups, key=lambda label: _sort_key(float(np.mean([rows[-1, 2] for rows in groups[label]])), name))
+    lines = []
+    for label in ordered[:_MAX_LINES]:
+        count = f" ({len(groups[label])} runs)" if len(groups[label]) > 1 else ""
+        lines.append(summarise(textwrap.shorten(label or "all runs", 60, placeholder=" …") + count, groups[label]))
+    star = _finite(best, name)[-1] if best is not None else None
+    minutes = max(rows[-1, 1] for _, rows in evaluated) > 120
+    images = []
+    for over, unit, xlabel in (
+        ("images", 1.0, "images seen"),
+        ("seconds", 60.0 if minutes else 1.0, "minutes" if minutes else "seconds"),
+    ):
+        point = None if star is None else (star[1 if over == "seconds" else 0], star[2])
+        plot = draw(lines, over=over, unit=unit, xlabel=xlabel, ylabel=name, best=point)
+        images.append(Image(encode_png(plot), f"{name} over {xlabel}"))
+    note = "A line is the mean of runs that differ in the seed alone; its band reaches from the lowest to the highest."
+    note += f" {'More' if name in _LARGER_IS_BETTER else 'Less'} is better."
+    if len(groups) > _MAX_LINES:
+        note += f" The best {_MAX_LINES} of {len(groups)} are drawn."
+    return [note, Gallery(images, plots=True)]
 
 
-def _samples(runs: Sequence[RunSummary]) -> list[Part]:
-    files = {run.name: RunFolder(run.folder).final_samples for run in runs}
-    images = [Image(file.read_bytes(), name) for name, file in files.items() if file.is_file()]
+def _finite(run: RunSummary, name: str) -> NDArray[np.float64]:
+    """Returns images, seconds and the value `name` of each evaluation in which it is finite: (N, 3)."""
+    rows = [(row["images"], row["seconds"], row["values"].get(name, math.nan)) for row in run.evaluations]
+    array = np.array(rows, dtype=np.float64).reshape(-1, 3)
+    return array[np.isfinite(array[:, 2])]
+
+
+def _samples(runs: Sequence[RunSummary], labels: Mapping[str, str], best: RunSummary | None) -> list[Part]:
+    """Returns the last sample grid of each run; its caption says how the run differs, and its last result."""
+    ranking, images = _ranking(runs), []
+    for run in runs:
+        file = RunFolder(run.folder).final_samples
+        if file.is_file():
+            seed = f"seed={run.settings['seed']}" if "seed" in run.settings else ""
+            result = f"{ranking[-1]} {_cell(run.final[ranking[-1]])}" if ranking and ranking[-1] in run.final else ""
+            facts = ", ".join(filter(None, [labels[run.name], seed, result]))
+            images.append(Image(file.read_bytes(), f"{_starred(run.name, best)}: {facts}".removesuffix(": ")))
     return [Gallery(images)] if images else ["No run has samples yet."]

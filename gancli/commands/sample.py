@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from gancli import config
 from gancli.atomic_files import atomic_write
@@ -21,14 +20,17 @@ from gancli.distributed.process_group import join_process_group
 from gancli.errors import UserError, require_at_least
 from gancli.game import eval_mode
 from gancli.priors import Prior
+from gancli.progress import progress
 from gancli.randomness import seeded
 from gancli.reporting import image_grids
+from gancli.reporting.stdout import print_lines
 from gancli.training.checkpoint import Checkpoints
 from gancli.training.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 BLOCK = 1024  # rows of noise drawn at once, so that row i of a seed is the same for every count and batch size
-FRAMES = 12  # of a gif, from one row of noise to the next
+STOPS = 4  # rows of noise on each walk of a gif
+FRAMES = 12  # of a gif, from one stop to the next
 SCHEMA = {
     "run": str | int,
     "count": int,
@@ -38,6 +40,7 @@ SCHEMA = {
     "checkpoint": str | int,
     "weights": Literal["ema", "raw"],
     "format": Literal["grid", "png", "npz", "gif"],
+    "scale": int | None,
     "out": str | int | None,
     "overwrite": bool,
     "batch_size": int,
@@ -48,7 +51,9 @@ SCHEMA = {
 def run(settings: dict[str, Any]) -> Path:
     """Writes what `settings` ask for and returns the file or folder. Raises UserError, OSError."""
     config.check(settings, SCHEMA)
-    require_at_least(1, count=settings["count"], batch_size=settings["batch_size"])
+    require_at_least(1, count=settings["count"], batch_size=settings["batch_size"], scale=settings["scale"])
+    if settings["scale"] is not None and settings["format"] not in ("grid", "gif"):
+        raise UserError(f"scale={settings['scale']}: only for format=grid and format=gif")
     folder = RunFolder(Path(str(settings["run"])).expanduser())
     trained = folder.settings(trust=settings["trust"], parts=("prior", "network.generator"))
     file, state = Checkpoints(folder.checkpoints).pick(settings["checkpoint"])
@@ -59,23 +64,30 @@ def run(settings: dict[str, Any]) -> Path:
     points = len(state["shape"]) != 3
     if points and settings["format"] in ("png", "gif"):
         raise UserError(f"format={settings['format']}: this run makes points, not images; choose grid or npz")
+    if points and settings["scale"] is not None:
+        raise UserError(f"scale={settings['scale']}: this run makes points, which are plotted; leave scale out")
 
     labels = _labels(settings["labels"], settings["count"], generator.num_classes)
     noise = noise_rows(prior, settings["count"], seed=settings["seed"], truncation=settings["truncation"])
     if settings["format"] == "gif":
-        noise, labels = _interpolate(prior, noise, labels)
+        noise = _walks(prior, noise, seed=settings["seed"], truncation=settings["truncation"])
+        labels = None if labels is None else labels.repeat(len(noise) // len(labels))
     batches = generate(generator, runtime, noise, labels, batch_size=settings["batch_size"])
     if not runtime.process_group.is_main_process:
         list(batches)  # this process generates its share of them
         return out
-    _WRITERS[settings["format"]](out, batches, noise, labels, points)
-    log.info("%s samples from %s: %s", len(noise), file.name, out)
+    _WRITERS[settings["format"]](out, batches, noise, labels, settings)
+    kind = f"walks of {STOPS * FRAMES} frames" if settings["format"] == "gif" else "samples"
+    log.info("%s %s from %s:", f"{settings['count']:,}", kind, file.name)
+    print_lines([str(out)])
     return out
 
 
-def noise_rows(prior: Prior, count: int, *, seed: int, truncation: float | None = None) -> Tensor:
-    """Returns noise (count, dim) whose row i depends on (seed, i) alone."""
-    rng = seeded(seed, "sample")
+def noise_rows(
+    prior: Prior, count: int, *, seed: int, truncation: float | None = None, stream: str = "sample"
+) -> Tensor:
+    """Returns noise (count, dim) whose row i depends on (seed, stream, i) alone."""
+    rng = seeded(seed, stream)
     blocks = [prior.sample(BLOCK, rng, truncation=truncation) for _ in range(math.ceil(count / BLOCK))]
     return torch.cat(blocks)[:count]
 
@@ -90,10 +102,9 @@ def generate(
         with runtime.autocast():
             return generator(noise[rows].to(runtime.device), batch_labels).float()  # type: ignore[no-any-return]
 
-    hidden = None if runtime.process_group.is_main_process else True  # None: where there is no terminal
-    with tqdm(total=len(noise), unit="img", disable=hidden) as bar, eval_mode(generator):
-        for samples in runtime.process_group.map_batches(len(noise), batch_size, forward):
-            bar.update(len(samples))
+    batches = runtime.process_group.map_batches(len(noise), batch_size, forward)
+    with eval_mode(generator):
+        for samples in progress(batches, title="samples", total=len(noise), size=len):
             yield samples.cpu()
 
 
@@ -146,20 +157,29 @@ def _labels(chosen: list[int] | int | None, count: int, num_classes: int) -> Ten
     return torch.tensor(classes).repeat(math.ceil(count / len(classes)))[:count]
 
 
-def _interpolate(prior: Prior, noise: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Returns a closed path through the rows of `noise` (count, dim), FRAMES rows from each to the next, and labels."""
-    following = noise.roll(-1, dims=0)
-    frames = [prior.between(noise, following, frame / FRAMES) for frame in range(FRAMES)]
-    path = torch.stack(frames, dim=1).flatten(0, 1)
-    return path, None if labels is None else labels.repeat_interleave(FRAMES)
+def _walks(prior: Prior, noise: Tensor, *, seed: int, truncation: float | None) -> Tensor:
+    """Returns closed walks that start at the rows of `noise` (count, dim), frame by frame: (frames * count, dim)."""
+    count = len(noise)
+    streams = [f"stop {number}" for number in range(1, STOPS)]
+    others = [noise_rows(prior, count, seed=seed, truncation=truncation, stream=stream) for stream in streams]
+    stops = [noise, *others, noise]
+    frames = [
+        prior.between(stops[stop], stops[stop + 1], frame / FRAMES) for stop in range(STOPS) for frame in range(FRAMES)
+    ]
+    return torch.cat(frames)
 
 
-def _write_grid(out: Path, batches: Iterator[Tensor], noise: Tensor, labels: Tensor | None, points: bool) -> None:
+def _write_grid(
+    out: Path, batches: Iterator[Tensor], noise: Tensor, labels: Tensor | None, settings: Mapping[str, Any]
+) -> None:
     samples = torch.cat(list(batches))
-    image_grids.write_png(out, image_grids.picture(samples, limits=image_grids.limits(samples) if points else None))
+    limits = image_grids.limits(samples) if samples.ndim == 2 else None
+    image_grids.write_png(out, image_grids.picture(samples, limits=limits, scale=settings["scale"]))
 
 
-def _write_pngs(out: Path, batches: Iterator[Tensor], noise: Tensor, labels: Tensor | None, points: bool) -> None:
+def _write_pngs(
+    out: Path, batches: Iterator[Tensor], noise: Tensor, labels: Tensor | None, settings: Mapping[str, Any]
+) -> None:
     out.mkdir(parents=True, exist_ok=True)
     digits, number = max(5, len(str(len(noise) - 1))), 0
     for batch in batches:
@@ -168,23 +188,29 @@ def _write_pngs(out: Path, batches: Iterator[Tensor], noise: Tensor, labels: Ten
             number += 1
 
 
-def _write_arrays(out: Path, batches: Iterator[Tensor], noise: Tensor, labels: Tensor | None, points: bool) -> None:
+def _write_arrays(
+    out: Path, batches: Iterator[Tensor], noise: Tensor, labels: Tensor | None, settings: Mapping[str, Any]
+) -> None:
     import io
 
-    samples = [batch.numpy() if points else image_grids.to_uint8(batch) for batch in batches]
-    arrays = {"points" if points else "images": np.concatenate(samples), "z": noise.numpy()}
+    # Images become bytes batch by batch, since those of all batches may not fit in memory as floats.
+    parts = [batch.numpy() if batch.ndim == 2 else image_grids.to_uint8(batch) for batch in batches]
+    arrays = {"points" if parts[0].ndim == 2 else "images": np.concatenate(parts), "z": noise.numpy()}
     arrays["labels"] = np.full(len(noise), -1) if labels is None else labels.numpy()
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
     atomic_write(out, buffer.getbuffer())
 
 
-def _write_gif(out: Path, batches: Iterator[Tensor], noise: Tensor, labels: Tensor | None, points: bool) -> None:
-    frames = [image_grids.grid(image[None]) for batch in batches for image in image_grids.to_uint8(batch)]
+def _write_gif(
+    out: Path, batches: Iterator[Tensor], noise: Tensor, labels: Tensor | None, settings: Mapping[str, Any]
+) -> None:
+    images = np.concatenate([image_grids.to_uint8(batch) for batch in batches])
+    frames = (image_grids.grid(frame, scale=settings["scale"]) for frame in np.split(images, STOPS * FRAMES))
     image_grids.write_gif(out, frames, milliseconds=60)
 
 
-_WRITERS: dict[str, Callable[[Path, Iterator[Tensor], Tensor, Tensor | None, bool], None]] = {
+_WRITERS: dict[str, Callable[[Path, Iterator[Tensor], Tensor, Tensor | None, Mapping[str, Any]], None]] = {
     "grid": _write_grid,
     "png": _write_pngs,
     "npz": _write_arrays,

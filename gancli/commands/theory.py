@@ -6,6 +6,7 @@ import json
 import logging
 import multiprocessing
 import os
+import sys
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -13,21 +14,26 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from gancli import __version__, config
 from gancli.atomic_files import atomic_write
 from gancli.commands import train
 from gancli.diagnostics.base import TrainedRun, diagnose
 from gancli.errors import Diverged, UserError, did_you_mean, require_at_least
+from gancli.game import PLAYERS
 from gancli.reporting.html import render_page
 from gancli.theory import CHAPTERS
 from gancli.theory.base import DONE_FILE, Chapter, Experiment, read_done
 from gancli.training.run_folder import RunFolder
+from gancli.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 TITLE = "What the theory of GANs says, measured"
 INTRODUCTION = (
     "Two networks play a game: D tells real samples from generated ones, G makes samples that it cannot tell. "
-    f"Every figure, image and table below was computed by the runs listed under it (gancli {__version__})."
+    "Each chapter first says what the theory is, with drawings of its formulas. What stands below “Measured” was "
+    f"computed by the runs that are listed at the end of the chapter (gancli {__version__})."
 )
 LENGTH_NOTE = "Every run was {length:g} times as long as it is meant to be (length={length:g})."
 SHORTENED_NOTE = "Runs this short are a preview, not a test of the theory."
@@ -78,14 +84,28 @@ def diagnose_run(folder: Path, settings: Mapping[str, Any]) -> Path:
     trained = {**trained, "device": settings["device"], "dataset": config.moved(trained["dataset"], settings["data"])}
     trained["evaluation"] = {**trained["evaluation"], "every": None}
     trainer = train.assemble(trained, folder=run_folder)
-    _, state = trainer.checkpoints.pick("last")
+    file, state = trainer.checkpoints.pick("last")
     train.load(trainer, state)
+    _require_finite(trainer, file)
+    log.info("diagnosing %s by %s", file, ", ".join(settings["diagnostic"]))
     results = diagnose(TrainedRun(run_folder, trainer), train.diagnostics(settings["diagnostic"]))
     skipped = settings["diagnostic"].keys() - results.keys()
     if skipped:
         log.info("skipped, as not defined for this run: %s", ", ".join(sorted(skipped)))
     log.info("results       %s", run_folder.theory)
     return run_folder.theory
+
+
+def _require_finite(trainer: Trainer, file: Path) -> None:
+    """Raises UserError where a weight or a statistic of the networks, read from `file`, is not finite."""
+    networks = [(player, trainer.game.network(player)) for player in PLAYERS]
+    for name, network in [*networks, ("ema", trainer.ema.network)]:
+        for key, value in network.state_dict().items():
+            if value.is_floating_point() and not value.isfinite().all():
+                raise UserError(
+                    f"{file}: {name}.{key} is not finite, so there is nothing to diagnose: the run diverged, or the "
+                    "file is damaged. Move the file away to diagnose the checkpoint before it"
+                )
 
 
 def _run_experiments(chapters: list[Chapter], folder: Path, settings: Mapping[str, Any]) -> None:
@@ -102,8 +122,13 @@ def _run_experiments(chapters: list[Chapter], folder: Path, settings: Mapping[st
             pool.submit(run_experiment, experiment, folder / experiment.name, length=settings["length"]): experiment
             for experiment in ordered
         }
-        for count, future in enumerate(as_completed(futures), start=1):
-            log.info("%s of %s: %s %s", count, len(futures), futures[future].name, future.result())
+        with tqdm(total=len(futures), unit="run", disable=not sys.stderr.isatty()) as bar:
+            for count, future in enumerate(as_completed(futures), start=1):
+                name, ended = futures[future].name, future.result()
+                bar.set_postfix_str(f"{name} {ended}")
+                bar.update()
+                if bar.disable:
+                    log.info("%s of %s: %s %s", count, len(futures), name, ended)
     except BrokenProcessPool:
         raise UserError(
             f"out={folder.parent}: the process of a run was killed, perhaps for lack of memory; repeat the command "
@@ -153,10 +178,9 @@ def run_experiment(experiment: Experiment, folder: Path, *, length: float) -> st
         ended = f"ended: {str(error).splitlines()[0]}"
     else:
         if experiment.evaluate is not None:
-            from gancli.commands.evaluate import run as evaluate_run  # needed by few runs
+            from gancli.commands.evaluate import measure  # needed by few runs
 
-            evaluate_run(
-                config.compose("evaluate", [f"run='{folder}'", "device=cpu", "device.threads=1", *experiment.evaluate])
-            )
+            words = [f"run='{folder}'", "device=cpu", "device.threads=1", *experiment.evaluate]
+            list(measure(config.compose("evaluate", words)))
     atomic_write(folder / DONE_FILE, json.dumps(content | {"ended": ended}, indent=1).encode())
     return ended

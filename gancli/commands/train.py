@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 from gancli.build import build
 from gancli.commands.check_settings import NO_LABELS, check_settings
-from gancli.commands.parts import networks, optimizer
+from gancli.commands.parts import average, networks, optimizer
 from gancli.datasets.base import Dataset
 from gancli.device import Runtime
 from gancli.diagnostics.base import Diagnostic, TrainedRun, diagnose
@@ -27,12 +28,15 @@ from gancli.losses import Loss
 from gancli.networks.base import share_batches
 from gancli.randomness import Stream, seed_global_generators, seeded
 from gancli.training import cuda_graphs
+from gancli.training.health import Remedies
+from gancli.training.initial_weights import load_weights
 from gancli.training.logging import NullLogger
 from gancli.training.run_folder import RunFolder, settings_to_continue
 from gancli.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+FINISHED = "finished"  # how a run ended that was not stopped before
 
 
 def run(settings: dict[str, Any], *, folder: Path, overrides: list[str], search: bool = False) -> Trainer:
@@ -49,15 +53,21 @@ def run(settings: dict[str, Any], *, folder: Path, overrides: list[str], search:
         settings, resuming = group.broadcast_from_main(
             lambda: settings_to_continue(run_folder, settings, overrides=overrides)
         )
-        group.broadcast_from_main(lambda: check_settings(settings, world_size=group.world_size))
+        group.broadcast_from_main(lambda: check_settings(settings, world_size=group.world_size, resuming=resuming))
         trainer = assemble(settings, folder=run_folder)
         check_objective(trainer, settings["objective"], search=search)
-        if resuming:
-            resume(trainer, run_folder)
+        weights_from = None
+        if resuming and resume(trainer, run_folder, keep_threads=settings["device"].get("threads") == "auto"):
+            if trainer.progress >= 1.0 and group.broadcast_from_main(lambda: run_folder.has_ended(FINISHED)):
+                log.info("finished: %s images in %.0f s; to go on:", f"{trainer.images:,}", trainer.seconds)
+                log.info("  %s", command_to_continue(trainer, run_folder))
+                return trainer
+        elif settings["init"] is not None:
+            weights_from = load_weights(trainer, settings["init"])
         trainer.startup_seconds = group.all_reduce_max([time.monotonic() - began])[0]
         warn_of_time_limit(trainer)
         if group.is_main_process:  # anew for a run that goes on: it may be longer
-            run_folder.describe(settings, overrides=overrides)
+            run_folder.describe(settings, overrides=overrides, weights_from=weights_from)
         try:
             trainer.fit(signals)
             if group.is_main_process:
@@ -106,7 +116,7 @@ def check_objective(trainer: Trainer, name: str | None, *, search: bool) -> None
         if search:
             raise UserError("hydra/sweeper: a search compares evaluations; give evaluation.every and a fitting metric")
         return
-    known = [*suite.names, "diversity"]
+    known = [*suite.names, "diversity", "diversity_within_classes"]
     if name is not None and not any(fnmatch.fnmatchcase(name, each) for each in known):
         raise UserError(f"objective={name}: not among {', '.join(known)}{did_you_mean(name, known)}")
 
@@ -159,11 +169,12 @@ def assemble(settings: Mapping[str, Any], *, folder: RunFolder) -> Trainer:
         penalties=penalties,
         autocast=runtime.autocast,
     )
+    runtime.choose_threads(game.multiply_adds() * settings["train"]["batch_size"] // group.world_size)
     log.info("device: %s", runtime)
     kind = settings["dataset"]["_target_"].rpartition(".")[2]
     log.info("data: %s %s, %s", kind, dataset.shape, _size(len(dataset)))
     log.info("parameters: generator %s, discriminator %s", _parameters(generator), _parameters(discriminator))
-    ema = build(settings["ema"], generator, key="ema")
+    ema = average(settings, game, dataset)
     logger = NullLogger()
     if group.is_main_process:
         parts = {"settings": settings, "game": game, "ema": ema, "dataset": dataset, "seed": seed}
@@ -176,7 +187,7 @@ def assemble(settings: Mapping[str, Any], *, folder: RunFolder) -> Trainer:
             dataset=dataset,
             labelled=settings["conditional"],
             runtime=runtime,
-            health=build(settings["health"], key="health"),
+            health=build(settings["health"], key="health", remedies=Remedies.for_game(game)),
             logger=logger,
         )
     trainer: Trainer = build(
@@ -194,7 +205,8 @@ def assemble(settings: Mapping[str, Any], *, folder: RunFolder) -> Trainer:
         seed=seed,
     )
     if runtime.cuda_graph:
-        cuda_graphs.apply(trainer, lambda: cuda_graphs.CudaRecorder(runtime.device))
+        level = runtime.cuda_graph_level
+        cuda_graphs.apply(trainer, lambda: cuda_graphs.CudaRecorder(runtime.device), level=level)
     return trainer
 
 
@@ -205,22 +217,28 @@ def warn_of_lazy_penalties(loss: Loss, penalties: Mapping[str, Penalty], dataset
             log.warning("penalty.%s.interval: on points this loss fails with lazy penalties (R3GAN); take 1", name)
 
 
-def resume(trainer: Trainer, folder: RunFolder) -> None:
-    """Puts the trainer where the newest readable checkpoint stands; at the start where there is none."""
+def resume(trainer: Trainer, folder: RunFolder, *, keep_threads: bool) -> bool:
+    """Puts the trainer where the newest readable checkpoint stands; returns False where there is none yet.
+
+    keep_threads: whether to compute with as many threads as before, so that the run goes on exactly.
+    """
     checkpoints, group = trainer.checkpoints, trainer.process_group
     state = checkpoints.newest_on_all_processes(group)
     if state is None:
         if group.broadcast_from_main(checkpoints.files):
             raise UserError(f"{checkpoints.folder}: no checkpoint here can be read; move it away to start anew")
         log.warning("%s has no checkpoint yet: the run starts anew", folder.path)
-        return
+        return False
     load(trainer, state)
+    if keep_threads:  # the sums of a step are rounded by how they are divided
+        torch.set_num_threads(state["threads"])
     step, minus_step, seconds, minus_seconds = group.all_reduce_max(
         [trainer.step, -trainer.step, trainer.seconds, -trainer.seconds]
     )
     if step + minus_step or seconds + minus_seconds:
         raise UserError(f"{checkpoints.folder}: not the same for all processes; it must be on a file system they share")
     log.info("resumed after %s images", f"{trainer.images:,}")
+    return True
 
 
 def load(trainer: Trainer, state: dict[str, Any]) -> None:
@@ -232,9 +250,19 @@ def load(trainer: Trainer, state: dict[str, Any]) -> None:
 
 
 def how_ended(trainer: Trainer) -> str:
-    """Returns "finished", or by what the run was stopped."""
+    """Returns FINISHED, or by what the run was stopped."""
     by = trainer.stopped_by
-    return "finished" if by is None else f"stopped by {getattr(by, 'name', by)}"
+    return FINISHED if by is None else f"stopped by {getattr(by, 'name', by)}"
+
+
+def command_to_continue(trainer: Trainer, folder: RunFolder) -> str:
+    """Returns what goes on with the run: to its end, or, where it is there, for as long again."""
+    words = [f"gancli train resume={folder.path}"]
+    if trainer.length is not None and trainer.images >= trainer.length:
+        words.append(f"train.images={2 * trainer.length:_}")
+    if trainer.minutes is not None and trainer.seconds >= 60 * trainer.minutes:
+        words.append(f"train.minutes={2 * trainer.minutes:g}")
+    return " ".join(words)
 
 
 def summarise(trainer: Trainer, folder: RunFolder) -> None:
@@ -254,8 +282,7 @@ def summarise(trainer: Trainer, folder: RunFolder) -> None:
     log.info("picture       %s", folder.final_samples)
     log.info("checkpoint    %s", trainer.checkpoints.path(trainer.images))
     log.info("next:")
-    if trainer.stopped_by is not None:
-        log.info("  gancli train resume=%s", folder.path)
+    log.info("  %s", command_to_continue(trainer, folder))
     log.info("  gancli sample run=%s count=64", folder.path)
     log.info("  gancli evaluate run=%s", folder.path)
     log.info("  tensorboard --logdir %s", folder.path)

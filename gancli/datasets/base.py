@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from gancli.datasets.prefetch import Prefetcher
 from gancli.distributions import Distribution
 from gancli.errors import require_at_least
-from gancli.randomness import seeded
+from gancli.randomness import seeded, to_device
 
 Batch = tuple[Tensor, Tensor | None]
 Split = Literal["train", "holdout"]
@@ -30,7 +31,7 @@ class Dataset(ABC):
     """Real samples, as a pure function of (seed, step).
 
     shape: (C, H, W) of an image or (dims,) of a point.
-    num_classes: number of classes, 0 where the data is unlabelled.
+    num_classes: number of classes, 0 where the data is unlabelled. class_names: of all of them, or empty.
     mode_shares: (K,) probability of each mode where modes can be counted, else None.
     distribution: of points on the line, else None.
     resize: how the size of the images was changed when they were read.
@@ -38,6 +39,7 @@ class Dataset(ABC):
 
     shape: tuple[int, ...]
     num_classes: int = 0
+    class_names: Sequence[str] = ()
     mode_shares: Tensor | None = None
     distribution: Distribution | None = None
     resize: str = "none"
@@ -188,7 +190,7 @@ class ImageDataset(Dataset):
         images, labels = self._on_device(indices_of(step, rank), prefetched)
         if self.flip:
             flips = torch.rand(size, generator=seeded(seed, "flip", step)) < 0.5
-            flips = flips[rank * local : (rank + 1) * local].to(images.device, non_blocking=True)
+            flips = to_device(flips[rank * local : (rank + 1) * local], images.device)
             images = torch.where(flips[:, None, None, None], images.flip(-1), images)
         return images, labels
 
@@ -218,10 +220,9 @@ class ImageDataset(Dataset):
 
     def _on_device(self, indices: Tensor, prefetched: Tensor | None = None) -> Batch:
         """Returns images in [-1, 1] and labels on the device. prefetched: the images, where they are read already."""
-        # Copies are non-blocking: the device still computes the previous step.
-        images = self.images[indices.to(self.images.device, non_blocking=True)] if prefetched is None else prefetched
+        images = self.images[to_device(indices, self.images.device)] if prefetched is None else prefetched
         images = to_unit(images.to(self.device, non_blocking=True))
-        return images, None if self.labels is None else self.labels[indices].to(self.device, non_blocking=True)
+        return images, None if self.labels is None else to_device(self.labels[indices], self.device)
 
 
 class SyntheticDataset(Dataset):
@@ -259,8 +260,7 @@ class SyntheticDataset(Dataset):
         local = size // world_size
         data, labels = self.draw_batch(size, seeded(seed, "draw", step))
         rows = slice(rank * local, (rank + 1) * local)
-        data = data[rows].to(self.device, non_blocking=True)
-        return data, None if labels is None else labels[rows].to(self.device, non_blocking=True)
+        return to_device(data[rows], self.device), None if labels is None else to_device(labels[rows], self.device)
 
     def holdout(self, count: int) -> Batch:
         data, labels = self.draw_holdout(count, seeded(0, "holdout"))

@@ -50,13 +50,13 @@ class Folder(ImageDataset):
         train_indices, holdout_indices, depth = _split(names, holdout)
         if not len(train_indices):
             raise UserError(f"dataset.path={path}: no image is left to train on; it has {len(names)}")
-        classes = _classes(names, depth, path) if labels else None
+        classes, self.class_names = _classes(names, depth, path) if labels else (None, [])
         super().__init__(
             images,
             classes,
             train_indices=train_indices,
             holdout_indices=holdout_indices,
-            num_classes=0 if classes is None else int(classes.max()) + 1,
+            num_classes=len(self.class_names),
             limit=limit,
             flip=flip,
         )
@@ -180,12 +180,12 @@ def _split(names: list[str], holdout: float) -> tuple[Tensor, Tensor, int]:
     return order[count:].sort().values, order[:count].sort().values, 0
 
 
-def _classes(names: list[str], depth: int, path: str) -> Tensor:
-    """Returns the class (N,) of each image: the rank of its folder at `depth`. Raises UserError."""
+def _classes(names: list[str], depth: int, path: str) -> tuple[Tensor, list[str]]:
+    """Returns the class (N,) of each image, the rank of its folder at `depth`, and the folders. Raises UserError."""
     folders = [name.split("/")[depth] if name.count("/") > depth else None for name in names]
     if None in folders:
         loose = names[folders.index(None)]
         raise UserError(f"dataset.labels=true: {path} has images outside of class folders, such as {loose}")
     classes = sorted({folder for folder in folders if folder is not None})
     log.info("classes: %s", ", ".join(f"{number} {folder}" for number, folder in enumerate(classes[:20])))
-    return torch.tensor([classes.index(str(folder)) for folder in folders])
+    return torch.tensor([classes.index(str(folder)) for folder in folders]), classes

@@ -24,6 +24,13 @@ _INFO = {
     "CIFAR100": DatasetInfo(_RGB, 100),
     "SVHN": DatasetInfo(_RGB, 10),
 }
+_CLASS_NAMES = {
+    "FashionMNIST": [
+        *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+        *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+    ],
+    "CIFAR10": ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"],
+}
 
 
 class TorchvisionSet(ImageDataset):
@@ -59,6 +66,7 @@ class TorchvisionSet(ImageDataset):
             limit=limit,
             flip=flip,
         )
+        self.class_names = _CLASS_NAMES.get(name, ())
 
 
 def load(name: str, *, root: str, download: bool, train: bool) -> tuple[Tensor, Tensor]:

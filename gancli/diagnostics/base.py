@@ -17,7 +17,7 @@ from torch import Tensor
 from gancli.game import eval_mode
 from gancli.randomness import seeded
 from gancli.reporting import image_grids
-from gancli.reporting.plots import render
+from gancli.reporting.plots import panels, render
 from gancli.training.run_folder import RunFolder
 from gancli.training.trainer import Trainer
 
@@ -116,6 +116,8 @@ def _write(run: TrainedRun, name: str, result: DiagnosticResult) -> None:
         if result.figure is not None:
             array = render(result.figure)
             image_grids.write_png(run.folder.theory / f"{name}.png", array)
+            for number, panel in enumerate(panels(result.figure, array), start=1):  # for narrow pages
+                image_grids.write_png(run.folder.theory / f"{name}-{number}.png", panel)
             writer.add_image(f"theory/{name}", array, images, dataformats="HWC")
 
 

@@ -65,7 +65,7 @@ class Behaviour(Diagnostic):
         overall = game_verdict(verdicts, not_finite=not_finite)
         severity = _BY_SEVERITY.index(overall)
         deciding = ", ".join(name for name, each in verdicts.items() if _BY_SEVERITY.index(each) <= severity)
-        plot, axes = figure(len(logged), width=3.4, height=3.0)
+        plot, axes = figure(len(logged))
         for axis, (name, (images, values)) in zip(axes, logged.items(), strict=True):
             axis.plot(images, values, linewidth=0.8, color=BLUE)
             axis.set(title=f"{name}: {verdicts[name]}", xlabel="images seen")

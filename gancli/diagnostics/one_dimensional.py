@@ -90,7 +90,7 @@ class InverseTransform(Diagnostic):
 
 def _plot_maps(u: Tensor, learned: Tensor, exact_map: Tensor, distribution: Distribution, generated: Tensor) -> Figure:
     """Draws the CDF of the noise, that of the data and of `generated` (m,), and the maps at `u`, all (n,)."""
-    plot, (noise, cdf, maps) = figure(3, width=4.2)
+    plot, (noise, cdf, maps) = figure(3)
     noise.plot([-0.2, 0, 1, 1.2], [0, 0, 1, 1], color=BLUE)
     noise.set(title="CDF of the noise U", xlabel="u", ylabel="P(U <= u)")
     low, high = _plot_range(distribution)

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from gancli.diagnostics.base import Diagnostic, DiagnosticResult, TrainedRun
 from gancli.diagnostics.vector_field import ROUNDING, VectorField
-from gancli.errors import InvalidCheckpoint, require_at_least
+from gancli.errors import InvalidCheckpoint, UserError, require_at_least
 from gancli.game import PLAYERS
 from gancli.networks.dirac import DiracDiscriminator, DiracGenerator
+from gancli.progress import progress
 from gancli.reporting.plots import BLUE, GREY, PALE, RED, figure
 from gancli.training.checkpoint import read
 
@@ -53,7 +54,7 @@ class PhasePlane(Diagnostic):
             field.set_parameters(point)
             arrows.append(field.evaluate().detach())
         u, v = torch.stack(arrows).view(17, 17, 2).unbind(2)
-        plot, (axis,) = figure(height=5.0)
+        plot, (axis,) = figure(height=4.2)
         axis.quiver(line, line, u.T, v.T, color=PALE, angles="xy")
         axis.plot(theta, psi, color=BLUE, linewidth=0.9)
         axis.plot(theta[:1], psi[:1], "o", color=BLUE, label="start")
@@ -69,22 +70,32 @@ class Eigenvalues(Diagnostic):
 
     A negative real part attracts, a positive one repels, an imaginary part rotates; with learning rate h a simultaneous
     step converges only where |1 + h lambda| < 1 (Mescheder et al., NeurIPS 2017, section 3). count: eigenvalues of each
-    kind in a game of more than 400 parameters. samples: in the batch. Raises SettingError.
+    kind, the largest ones and those with the largest real parts, in a game of more than 400 parameters. products: most
+    Jacobian-vector products there; each keeps a vector as long as both networks in memory. samples: in the batch.
+    blocks: whether to compute the largest eigenvalue of each player's own block too, which says how its own loss curves
+    where the other player holds still. Raises SettingError.
     """
 
     title = "eigenvalues of the game"
 
-    def __init__(self, *, count: int = 12, samples: int = 256) -> None:
-        require_at_least(1, count=count, samples=samples)
-        self.count, self.samples = count, samples
+    def __init__(self, *, count: int = 3, products: int = 80, samples: int = 64, blocks: bool = False) -> None:
+        require_at_least(1, count=count, products=products, samples=samples)
+        self.count, self.products, self.samples, self.blocks = count, products, samples, blocks
 
     def suits(self, run: TrainedRun) -> bool:
         return True
 
     def __call__(self, run: TrainedRun) -> DiagnosticResult:
         field = VectorField(run, count=self.samples)
-        values, missing = field.eigenvalues(self.count)
+        values, missing = field.eigenvalues(self.count, products=self.products)
         text, numbers = describe_eigenvalues(values, missing=missing, size=field.size)
+        v = field.evaluate().detach()
+        numbers |= {f"gradient_{player}": float(v[field.block(player)].norm()) for player in PLAYERS}
+        for player in PLAYERS if self.blocks else ():
+            own, _ = field.eigenvalues(1, player=player, products=self.products)
+            if len(own):
+                numbers[f"own_{player}"] = float(own.real.max())
+                text += f"; of the {player}'s own block {own.real.max():.3g}"
         plot, (axis,) = figure()
         axis.axvline(0, color=GREY, linewidth=0.8)
         axis.axhline(0, color=GREY, linewidth=0.8)
@@ -103,7 +114,7 @@ class PathAngle(Diagnostic):
 
     title = "path angle"
 
-    def __init__(self, *, samples: int = 256, points: int = 31) -> None:
+    def __init__(self, *, samples: int = 64, points: int = 31) -> None:
         require_at_least(3, samples=samples)
         require_at_least(16, points=points)
         self.samples, self.points = samples, points
@@ -118,7 +129,7 @@ class PathAngle(Diagnostic):
         direction = new - old
         share = torch.linspace(0, 1.5, self.points, dtype=torch.float64)
         cosines, norms = [], []
-        for a in share:
+        for a in progress(share, title=self.title, total=self.points):
             field.set_parameters(old + a * direction)
             v = field.evaluate().detach()
             cosines.append(float(torch.cosine_similarity(v, direction, dim=0, eps=1e-30)))
@@ -183,11 +194,14 @@ def describe_path_angle(share: NDArray[np.float64], cosines: NDArray[np.float64]
 
 
 def _load_parameters(file: Path, field: VectorField) -> Tensor:
-    """Loads a checkpoint into the field's networks and returns the parameters (n,). Raises OSError."""
+    """Loads a checkpoint into the field's networks and returns the parameters (n,). Raises OSError, UserError."""
     try:
         state: dict[str, Any] = read(file)
     except InvalidCheckpoint as error:
         raise OSError(f"{file} {error}") from None
     for player in PLAYERS:
         field.game.network(player).load_state_dict(state[player])
-    return field.parameters()
+    parameters = field.parameters()
+    if not parameters.isfinite().all():
+        raise UserError(f"{file}: holds weights that are not finite; move it away, so that the path begins elsewhere")
+    return parameters

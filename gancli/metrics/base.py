@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 from torch import Tensor
 
@@ -16,6 +16,13 @@ from gancli.metrics.digest import digest
 from gancli.metrics.features import Features
 
 Better = Literal["lower", "higher"]
+
+
+class Number(NamedTuple):
+    """What one number of a metric says. better: the direction that is better. meaning: in a few words, for a table."""
+
+    better: Better
+    meaning: str
 
 
 class Samples:
@@ -83,11 +90,12 @@ class Metric(ABC):
     needs_labels: ClassVar[bool] = False
 
     @abstractmethod
-    def names(self, features: Features | None) -> dict[str, Better]:
-        """Returns the name of each number in these features (None for points) and which direction is better.
+    def numbers(self, features: Features | None) -> dict[str, Number]:
+        """Returns the numbers by name, as they are called in these features (None for points).
 
         The first number is the metric's main one and ranks checkpoints. A name with `*` is a pattern for numbers of
-        which there are as many as the data has classes.
+        which there are as many as the data has classes. A name with `_std` at its end is the standard deviation of the
+        number before it.
         """
 
     def suits(self, dataset: Dataset, features: Features | None) -> bool:

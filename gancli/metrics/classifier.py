@@ -16,6 +16,7 @@ from gancli.datasets.base import Dataset, epoch_indices, to_unit
 from gancli.errors import UserError, require_at_least
 from gancli.metrics.digest import digest
 from gancli.metrics.features import Features, Random
+from gancli.progress import progress
 from gancli.randomness import seeded
 
 log = logging.getLogger(__name__)
@@ -121,7 +122,7 @@ def train(classifier: nn.Sequential, images: Tensor, labels: Tensor, *, steps: i
     device = next(classifier.parameters()).device
     reach = max(1, min(images.shape[2:]) // 14)
     optimizer = torch.optim.Adam(classifier.parameters(), lr=2e-3, fused=True)
-    for step in range(steps):
+    for step in progress(range(steps), title="training the classifier, in steps", total=steps):
         for group in optimizer.param_groups:
             group["lr"] = 2e-3 * (1 - step / steps)
         rows = epoch_indices(len(images), step * _BATCH_SIZE, _BATCH_SIZE, seed=0)

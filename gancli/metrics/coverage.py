@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from torch import Tensor, cat, cdist
+from torch import Tensor, arange, cat, cdist
 
 from gancli.datasets.base import Dataset
 from gancli.errors import require_at_least
-from gancli.metrics.base import Better, Metric, Samples
+from gancli.metrics.base import Metric, Number, Samples
 from gancli.metrics.features import Features
+from gancli.progress import progress
 
-_ROWS = 1000  # of a distance matrix in memory at once
+ROWS = 1000  # of a distance matrix in memory at once
 
 
 class DensityCoverage(Metric):
@@ -24,16 +25,19 @@ class DensityCoverage(Metric):
         require_at_least(1, neighbours=neighbours, count=count)
         self.neighbours, self.count = neighbours, count
 
-    def names(self, features: Features | None) -> dict[str, Better]:
-        return {"density": "higher", "coverage": "higher"}
+    def numbers(self, features: Features | None) -> dict[str, Number]:
+        return {
+            "density": Number("higher", "quality, robust to outliers; about 1 for real ones"),
+            "coverage": Number("higher", "share of real samples with a sample nearby: variety"),
+        }
 
     def __call__(self, generated: Samples, real: Samples, dataset: Dataset) -> dict[str, float]:
         fake, true = generated.feature_subset(self.count), real.feature_subset(self.count)
         k = min(self.neighbours, len(true) - 1)
         radii = nearest(true, true, count=k, skip=1)[0][:, -1:]
         inside, covered = 0, 0
-        for rows, radius in zip(true.split(_ROWS), radii.split(_ROWS), strict=True):
-            hits = cdist(rows, fake) < radius
+        for rows in progress(arange(len(true)).split(ROWS), title="density and coverage", total=len(true), size=len):
+            hits = cdist(true[rows], fake) < radii[rows]
             inside += int(hits.sum())
             covered += int(hits.any(1).sum())
         return {"density": inside / (k * len(fake)), "coverage": covered / len(true)}
@@ -45,7 +49,7 @@ def nearest(points: Tensor, among: Tensor, *, count: int = 1, skip: int = 0) -> 
     skip: number of the very nearest to leave out, such as 1 for the point itself.
     """
     distances, indices = [], []
-    for rows in points.split(_ROWS):
+    for rows in progress(points.split(ROWS), title="nearest neighbours", total=len(points), size=len):
         closest = cdist(rows, among).topk(count + skip, dim=1, largest=False)
         distances.append(closest.values[:, skip:])
         indices.append(closest.indices[:, skip:])

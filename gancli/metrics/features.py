@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from gancli.datasets.base import Dataset, to_unit
 from gancli.errors import FeaturesUnavailable, SettingError
 from gancli.metrics.digest import digest
+from gancli.progress import progress
 from gancli.randomness import seeded
 
 log = logging.getLogger(__name__)
@@ -44,7 +45,8 @@ class Features(ABC):
         """Maps uint8 (N, C, H, W) to float32 on the CPU: "features" (N, F) and, from a classifier, "logits" (N, K)."""
         parts: dict[str, list[Tensor]] = {}
         with torch.inference_mode():
-            for batch in images.split(_BATCH_SIZE):
+            batches = images.split(_BATCH_SIZE)
+            for batch in progress(batches, title=f"{self.name} features of images", total=len(images), size=len):
                 for name, value in self.extract(batch).items():
                     parts.setdefault(name, []).append(value.float().cpu())
         return {name: torch.cat(values).clone() for name, values in parts.items()}

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from gancli.datasets.base import Dataset, Split, subset
 from gancli.errors import require_at_least
-from gancli.metrics.base import Better, Metric, Samples, reference_samples
+from gancli.metrics.base import Metric, Number, Samples, reference_samples
 from gancli.metrics.coverage import nearest
 from gancli.metrics.features import Features
 
@@ -30,8 +30,12 @@ class Memorisation(Metric):
         require_at_least(3, count=count)  # for neighbours
         self.count = count
 
-    def names(self, features: Features | None) -> dict[str, Better]:
-        return {"closer_than_holdout": "lower", "nearer_to_train": "lower", "duplicates": "lower"}
+    def numbers(self, features: Features | None) -> dict[str, Number]:
+        return {
+            "closer_than_holdout": Number("lower", "0.5: as close to training images as new ones; 1: copies"),
+            "nearer_to_train": Number("lower", "0.5: as near to training as to new images; 1: copies"),
+            "duplicates": Number("lower", "share of samples with a near copy among the samples"),
+        }
 
     def suits(self, dataset: Dataset, features: Features | None) -> bool:
         return features is not None and dataset.size("holdout") > 2
@@ -64,20 +68,16 @@ def _equally_many(*parts: Tensor) -> list[Tensor]:
 
 def nearest_images(
     generated: Samples, real: Samples, dataset: Dataset, *, count: int = 8, near: int = 4
-) -> tuple[Tensor, int]:
+) -> tuple[Tensor, dict[int, str]]:
     """Returns images for a grid whose rows hold a sample, its nearest training images and its nearest held-out ones.
 
-    The samples shown are the `count` that lie closest to a training image; each has `near` neighbours of either part.
-    Returns uint8 (count * columns, C, H, W) and the number of columns.
+    `count` samples are shown, drawn at random, always the same ones; each has `near` neighbours of either part, the
+    nearest first. Returns uint8 (count, columns, C, H, W) and the headings, by the column that they begin at.
     """
     splits: tuple[Split, ...] = ("train", "holdout")
     sides = [reference_samples(dataset, split, _MAX_TRAIN, like=real) for split in splits]
-    rows = subset(len(generated), 2_000)
-    fake = generated.features[rows]
-    neighbours = [nearest(fake, side.features, count=min(near, len(side))) for side in sides]
-    closest = neighbours[0][0][:, 0].argsort()[:count]
-    cells = []
-    for row in closest.tolist():
-        cells.append(generated.data[rows[row]][None])
-        cells += [side.data[indices[row]] for side, (_, indices) in zip(sides, neighbours, strict=True)]
-    return torch.cat(cells), 1 + sum(indices.shape[1] for _, indices in neighbours)
+    shown = subset(len(generated), count)
+    features = generated.features[shown]
+    neighbours = [side.data[nearest(features, side.features, count=min(near, len(side)))[1]] for side in sides]
+    headings = {0: "sample", 1: "nearest training images", 1 + neighbours[0].shape[1]: "nearest held-out images"}
+    return torch.cat([generated.data[shown][:, None], *neighbours], dim=1), headings

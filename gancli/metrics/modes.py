@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from gancli.datasets.base import Dataset
-from gancli.metrics.base import Better, Metric, Samples
+from gancli.metrics.base import Metric, Number, Samples
 from gancli.metrics.features import Features
 
 _HELD_SHARE = 0.01  # of all samples, that must be of high quality and in a mode for the mode to count as held
@@ -22,9 +22,15 @@ class Modes(Metric):
     distribution's (Lin et al., NeurIPS 2018, section 4.1).
     """
 
-    def names(self, features: Features | None) -> dict[str, Better]:
-        names: dict[str, Better] = {"reverse_kl": "lower", "modes": "higher"}
-        return names if features is not None else names | {"modes_held": "higher", "high_quality": "higher"}
+    def numbers(self, features: Features | None) -> dict[str, Number]:
+        numbers = {
+            "reverse_kl": Number("lower", "KL(samples' shares of modes || true ones), in nats"),
+            "modes": Number("higher", "modes with at least one sample of high quality"),
+        }
+        if features is None:
+            numbers["modes_held"] = Number("higher", "modes that hold 1 % of the samples, of high quality")
+            numbers["high_quality"] = Number("higher", "share of samples within 3 standard deviations of a mode")
+        return numbers
 
     def suits(self, dataset: Dataset, features: Features | None) -> bool:
         return dataset.mode_shares is not None and (features is None or features.accuracy is not None)
@@ -52,8 +58,11 @@ class Line(Metric):
     of |F_n^-1 - F^-1|, by the midpoint rule at n points.
     """
 
-    def names(self, features: Features | None) -> dict[str, Better]:
-        return {"ks": "lower", "wasserstein1": "lower"}
+    def numbers(self, features: Features | None) -> dict[str, Number]:
+        return {
+            "ks": Number("lower", "largest difference to the true CDF, 0 to 1"),
+            "wasserstein1": Number("lower", "Wasserstein-1 distance to the true distribution"),
+        }
 
     def suits(self, dataset: Dataset, features: Features | None) -> bool:
         return dataset.distribution is not None

@@ -16,9 +16,10 @@ from torch import Tensor
 from gancli.build import build
 from gancli.datasets.base import Dataset, Split, subset, to_bytes
 from gancli.errors import UserError
-from gancli.metrics.base import Better, Metric, Samples
+from gancli.metrics.base import Better, Metric, Number, Samples
 from gancli.metrics.digest import digest
 from gancli.metrics.features import Features
+from gancli.progress import progress
 
 log = logging.getLogger(__name__)
 
@@ -50,12 +51,20 @@ class MetricSuite:
     @property
     def ranking(self) -> tuple[str, Better]:
         """Returns the number that ranks checkpoints, the first of the first metric, and which direction is better."""
-        return next(iter(next(iter(self.metrics.values())).names(self.features).items()))
+        name, number = next(iter(self.numbers.items()))
+        return name, number.better
+
+    @property
+    def numbers(self) -> dict[str, Number]:
+        """Returns all numbers by name, with patterns such as fid_class_* for those of each class."""
+        return {
+            name: number for metric in self.metrics.values() for name, number in metric.numbers(self.features).items()
+        }
 
     @property
     def names(self) -> list[str]:
-        """Returns the names of all numbers, with patterns such as fid_class_* for those of each class."""
-        return [name for metric in self.metrics.values() for name in metric.names(self.features)]
+        """Returns the names of `numbers`."""
+        return list(self.numbers)
 
     @property
     def resize(self) -> str:
@@ -77,12 +86,12 @@ class MetricSuite:
     def __call__(self, samples: Samples) -> dict[str, float]:
         """Returns every number of every metric; NaN for a metric that is undefined for such samples (all equal)."""
         values: dict[str, float] = {}
-        for name, metric in self.metrics.items():
+        for name, metric in progress(self.metrics.items(), title="metrics", total=len(self.metrics)):
             try:
                 values |= metric(samples, self.real, self.dataset)
             except (ArithmeticError, np.linalg.LinAlgError) as error:
                 log.warning("metric %s: %s", name, error)
-                values |= {number: math.nan for number in metric.names(self.features) if "*" not in number}
+                values |= {number: math.nan for number in metric.numbers(self.features) if "*" not in number}
         return values
 
     def protocol(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from gancli.errors import require_at_least
 from gancli.networks.base import Discriminator, Generator
+from gancli.networks.convolution import Conv2d, ConvTranspose2d
 from gancli.networks.layers import (
     ClassEmbedding,
     Minibatch,
@@ -56,11 +57,11 @@ class DCGANGenerator(Generator):
         layers: list[nn.Module] = [make_norm(norm, widths[0]), nn.ReLU(inplace=True)]
         for before, after in pairwise(widths):
             if stages == 1:
-                layers += [nn.Conv2d(before, after, 3, padding=1, bias=bias)]
+                layers += [Conv2d(before, after, 3, padding=1, bias=bias)]
             else:
-                layers += [nn.ConvTranspose2d(before, after, 4, stride=2, padding=1, bias=bias)]
+                layers += [ConvTranspose2d(before, after, 4, stride=2, padding=1, bias=bias)]
             layers += [make_norm(norm, after), nn.ReLU(inplace=True)]
-        output = nn.ConvTranspose2d(widths[-1], self.image_shape[0], 4, stride=2, padding=1)
+        output = ConvTranspose2d(widths[-1], self.image_shape[0], 4, stride=2, padding=1)
         self.stages = nn.Sequential(*layers, output, nn.Tanh())
         if norm == "none":
             he_(self, slope=0)
@@ -99,10 +100,10 @@ class DCGANDiscriminator(Discriminator):
         super().__init__(image_shape=image_shape, num_classes=num_classes)
         stages, (height, width) = stages_for(self.image_shape)
         widths = widths_for(max(stages, 2), channels=channels, max_channels=max_channels)
-        layers = [nn.Conv2d(self.image_shape[0], widths[0], 4, stride=2, padding=1), nn.LeakyReLU(_SLOPE, inplace=True)]
+        layers = [Conv2d(self.image_shape[0], widths[0], 4, stride=2, padding=1), nn.LeakyReLU(_SLOPE, inplace=True)]
         for before, after in pairwise(widths):
             kernel, stride = (3, 1) if stages == 1 else (4, 2)
-            layers += [nn.Conv2d(before, after, kernel, stride=stride, padding=1, bias=norm == "none")]
+            layers += [Conv2d(before, after, kernel, stride=stride, padding=1, bias=norm == "none")]
             layers += [make_norm(norm, after), nn.LeakyReLU(_SLOPE, inplace=True)]
         self.stages = he_(nn.Sequential(*layers), slope=_SLOPE)
         features = widths[-1] * height * width

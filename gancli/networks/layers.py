@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from math import sqrt
 from typing import Literal, TypeVar
 
@@ -112,12 +113,15 @@ def dcgan_(network: Module) -> Module:
 class ClassEmbedding(nn.Module):
     """Concatenates noise (B, latent_dim) with a learned embedding of the class, if there are classes: (B, features).
 
-    The embedding has as many dimensions as the noise and starts from N(0, 1), so that both have the same weight.
+    The embedding has as many dimensions as the noise and starts from N(0, 0.1^2), small beside the noise: at the same
+    scale generators come to ignore the noise, so that the samples of a class are all alike.
     """
 
     def __init__(self, latent_dim: int, num_classes: int) -> None:
         super().__init__()
         self.embedding = nn.Embedding(num_classes, latent_dim) if num_classes else None
+        if self.embedding is not None:
+            nn.init.normal_(self.embedding.weight, std=0.1)
         self.features = latent_dim * (2 if num_classes else 1)
 
     def forward(self, z: Tensor, labels: Tensor | None) -> Tensor:
@@ -127,7 +131,8 @@ class ClassEmbedding(nn.Module):
 class ProjectionHead(nn.Module):
     """Maps features h (B, features) to logits (B,): w.h + b, plus embed(y).h if there are classes.
 
-    Projection discriminator (Miyato & Koyama, ICLR 2018, eq. 4).
+    Projection discriminator (Miyato & Koyama, ICLR 2018, eq. 4). Logits are at least float32 under autocast too, since
+    losses depend on differences of theirs that bf16 rounds away.
     """
 
     def __init__(self, features: int, num_classes: int) -> None:
@@ -138,7 +143,10 @@ class ProjectionHead(nn.Module):
             nn.init.normal_(self.embedding.weight, std=features**-0.5)  # the scale of the linear part
 
     def forward(self, h: Tensor, labels: Tensor | None) -> Tensor:
-        logits: Tensor = self.linear(h).squeeze(1)
+        h = h.to(torch.promote_types(h.dtype, torch.float32))
+        known = torch.amp.is_autocast_available(h.device.type)
+        with torch.autocast(h.device.type, enabled=False) if known else nullcontext():
+            logits: Tensor = self.linear(h).squeeze(1)
         return logits if self.embedding is None else logits + (self.embedding(require_labels(labels)) * h).sum(1)
 
 

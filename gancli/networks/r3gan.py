@@ -10,10 +10,11 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, leaky_relu
+from torch.nn.functional import leaky_relu
 
 from gancli.errors import require_at_least
 from gancli.networks.base import Discriminator, Generator
+from gancli.networks.convolution import Conv2d
 from gancli.networks.layers import (
     CenterCropOrPad,
     ClassEmbedding,
@@ -53,20 +54,21 @@ class R3GANGenerator(Generator):
     ) -> None:
         super().__init__(latent_dim=latent_dim, image_shape=image_shape, num_classes=num_classes)
         stages, coarsest = stages_for(next_divisible_shape(self.image_shape))
+        height, width = coarsest
         widths = widths_for(stages + 1, channels=channels, max_channels=max_channels)[::-1]
         self.noise = ClassEmbedding(latent_dim, num_classes)
         self.linear = he_(nn.Linear(self.noise.features, widths[0], bias=False), slope=1)
         self.basis = nn.Parameter(torch.randn(widths[0], *coarsest))
         layers: list[nn.Module] = _blocks(widths[0], blocks, len(widths), group_size, expansion)
-        for before, after in pairwise(widths):
+        for stage, (before, after) in enumerate(pairwise(widths)):
             layers += [
                 _change_channels(before, after),
-                _Up(),
+                _up(height << stage, width << stage),
                 *_blocks(after, blocks, len(widths), group_size, expansion),
             ]
         self.stages = nn.Sequential(*layers)
         self.fit = CenterCropOrPad(self.image_shape[1:])
-        self.output = he_(nn.Conv2d(widths[-1], self.image_shape[0], 1, bias=False), slope=1)
+        self.output = he_(Conv2d(widths[-1], self.image_shape[0], 1, bias=False), slope=1)
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         coarsest = self.linear(self.noise(z, labels))[:, :, None, None] * self.basis
@@ -96,17 +98,18 @@ class R3GANDiscriminator(Discriminator):
         super().__init__(image_shape=image_shape, num_classes=num_classes)
         padded_shape = next_divisible_shape(self.image_shape)
         stages, coarsest = stages_for(padded_shape)
+        height, width = padded_shape[1:]
         widths = widths_for(stages + 1, channels=channels, max_channels=max_channels)
         self.fit = CenterCropOrPad(padded_shape[1:])
-        layers: list[nn.Module] = [he_(nn.Conv2d(self.image_shape[0], widths[0], 1, bias=False), slope=1)]
-        for before, after in pairwise(widths):
+        layers: list[nn.Module] = [he_(Conv2d(self.image_shape[0], widths[0], 1, bias=False), slope=1)]
+        for stage, (before, after) in enumerate(pairwise(widths), 1):
             layers += [
                 *_blocks(before, blocks, len(widths), group_size, expansion),
-                _Down(),
+                _down(height >> stage, width >> stage),
                 _change_channels(before, after),
             ]
         layers += _blocks(widths[-1], blocks, len(widths), group_size, expansion)
-        pooling = he_(nn.Conv2d(widths[-1], widths[-1], coarsest, groups=widths[-1], bias=False), slope=1)
+        pooling = he_(_Pooling(widths[-1], widths[-1], coarsest, groups=widths[-1], bias=False), slope=1)
         self.stages = nn.Sequential(*layers, pooling, nn.Flatten())
         self.minibatch, features = minibatch_layer(minibatch, widths[-1])
         self.head = ProjectionHead(features, num_classes)
@@ -130,9 +133,9 @@ class _Block(nn.Module):
         groups = max(hidden // group_size, 1)
         while hidden % groups:
             groups -= 1
-        self.expand = nn.Conv2d(channels, hidden, 1)
-        self.grouped = nn.Conv2d(hidden, hidden, 3, padding=1, groups=groups)
-        self.reduce = nn.Conv2d(hidden, channels, 1, bias=False)
+        self.expand = Conv2d(channels, hidden, 1)
+        self.grouped = Conv2d(hidden, hidden, 3, padding=1, groups=groups)
+        self.reduce = Conv2d(hidden, channels, 1, bias=False)
         scale = depth ** (-1 / (2 * _LAYERS_PER_BLOCK - 2))
         with torch.no_grad():
             for layer in (self.expand, self.grouped):
@@ -152,36 +155,62 @@ def _blocks(channels: int, blocks: int, sizes: int, group_size: int, expansion: 
 
 
 def _change_channels(before: int, after: int) -> nn.Module:
-    return nn.Identity() if before == after else he_(nn.Conv2d(before, after, 1, bias=False), slope=1)
+    return nn.Identity() if before == after else he_(Conv2d(before, after, 1, bias=False), slope=1)
 
 
-def _upsample(x: Tensor, dim: int) -> Tensor:
-    """Returns `x` at twice the length in `dim`: 3/4 of the nearest old pixel and 1/4 of the next, edges replicated.
+class _Resample(nn.Module):
+    """Multiplies the columns and the rows of maps (B, C, H, W) by one matrix each: (B, C, H', W').
 
-    The same as `interpolate(mode="bilinear")`, whose backward pass adds in no fixed order on a GPU.
+    rows: (H', H), columns: (W', W). In channels_last both products read the maps as they lie in memory. Unlike those of
+    `interpolate`, the derivatives of every order are products too, and add in a fixed order on a GPU.
     """
-    length = x.shape[dim]
-    previous = torch.cat([x.narrow(dim, 0, 1), x.narrow(dim, 0, length - 1)], dim)
-    following = torch.cat([x.narrow(dim, 1, length - 1), x.narrow(dim, length - 1, 1)], dim)
-    nearest = 0.75 * x
-    return torch.stack([nearest + 0.25 * previous, nearest + 0.25 * following], dim + 1).flatten(dim, dim + 1)
 
-
-class _Up(nn.Module):
-    """Bilinear upsampling by 2: (B, C, H, W) -> (B, C, 2H, 2W)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return _upsample(_upsample(x, 2), 3)
-
-
-class _Down(nn.Module):
-    """Bilinear downsampling by 2 with the filter [1, 3, 3, 1] / 8 along each side and zero padding."""
-
-    def __init__(self) -> None:
+    def __init__(self, rows: Tensor, columns: Tensor) -> None:
         super().__init__()
-        taps = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
-        # A buffer, so that it moves to the GPU with the network; a copy in each pass would make the GPU wait.
-        self.kernel = nn.Buffer(torch.outer(taps, taps)[None, None], persistent=False)
+        # Buffers, so that they move to the GPU with the network; a copy in each pass would make the GPU wait.
+        self.rows, self.columns = nn.Buffer(rows, persistent=False), nn.Buffer(columns, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return conv2d(x, self.kernel.expand(x.shape[1], 1, 4, 4), stride=2, padding=1, groups=x.shape[1])
+        batch, channels, height, width = x.shape
+        x = x.permute(0, 2, 3, 1).reshape(batch, height, width * channels)
+        x = torch.bmm(self.rows.expand(batch, -1, -1), x).view(-1, width, channels)
+        x = torch.bmm(self.columns.expand(len(x), -1, -1), x)
+        return x.view(batch, len(self.rows), len(self.columns), channels).permute(0, 3, 1, 2)
+
+
+def _up(height: int, width: int) -> nn.Module:
+    """Returns bilinear upsampling by 2, the same as `interpolate(mode="bilinear")`, of maps of this size.
+
+    Each new pixel is 3/4 of the nearest old one and 1/4 of the next, edges replicated.
+    """
+    return _Resample(*(_double(size) for size in (height, width)))
+
+
+def _down(height: int, width: int) -> nn.Module:
+    """Returns bilinear downsampling by 2, with [1, 3, 3, 1] / 8 along each side and zero padding, to this size."""
+    return _Resample(*(_halve(size) for size in (height, width)))
+
+
+def _double(size: int) -> Tensor:
+    """Returns the (2 size, size) matrix of `_up` along one side."""
+    matrix = torch.zeros(2 * size, size)
+    for new in range(2 * size):
+        nearest, following = new // 2, new // 2 + (1 if new % 2 else -1)
+        matrix[new, nearest] += 0.75
+        matrix[new, min(max(following, 0), size - 1)] += 0.25
+    return matrix
+
+
+def _halve(size: int) -> Tensor:
+    """Returns the (size, 2 size) matrix of `_down` along one side."""
+    padded = torch.zeros(size, 2 * size + 2)
+    for new in range(size):
+        padded[new, 2 * new : 2 * new + 4] = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
+    return padded[:, 1:-1]
+
+
+class _Pooling(Conv2d):
+    """A depthwise convolution over the whole map, (B, C, H, W) -> (B, C, 1, 1): a product and a sum, in float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x * self.weight[:, 0]).sum((2, 3), keepdim=True)

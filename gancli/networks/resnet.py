@@ -9,6 +9,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from gancli.networks.base import Discriminator, Generator
+from gancli.networks.convolution import Conv2d
 from gancli.networks.layers import (
     ClassEmbedding,
     Minibatch,
@@ -47,7 +48,7 @@ class ResNetGenerator(Generator):
         self.linear = he_(nn.Linear(self.noise.features, widths[0] * height * width), slope=1)
         self.coarsest = (widths[0], height, width)
         self.blocks = nn.Sequential(*[_Block(a, b, norm=norm, resize="up") for a, b in pairwise([widths[0], *widths])])
-        output = he_(nn.Conv2d(widths[-1], self.image_shape[0], 3, padding=1), slope=1)
+        output = he_(Conv2d(widths[-1], self.image_shape[0], 3, padding=1), slope=1)
         self.output = nn.Sequential(make_norm(norm, widths[-1]), nn.ReLU(), output, nn.Tanh())
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -112,15 +113,15 @@ class _Block(nn.Module):
             # This ReLU is not in place, because the shortcut reads the same input.
             *([make_norm(norm, before), nn.ReLU()] if activate else []),
             up,
-            he_(nn.Conv2d(before, after, 3, padding=1, bias=bias), slope=0),
+            he_(Conv2d(before, after, 3, padding=1, bias=bias), slope=0),
             make_norm(norm, after),
             nn.ReLU(inplace=True),
-            he_(nn.Conv2d(after, after, 3, padding=1), slope=0),
+            he_(Conv2d(after, after, 3, padding=1), slope=0),
             down,
         )
         # A 1x1 convolution commutes with up- and downsampling, and is cheapest on the smaller map.
         is_identity = before == after and resize == "keep"
-        project = nn.Identity() if is_identity else he_(nn.Conv2d(before, after, 1), slope=1)
+        project = nn.Identity() if is_identity else he_(Conv2d(before, after, 1), slope=1)
         self.shortcut = nn.Sequential(down, project, up)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -3,23 +3,37 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8882; }
-body { font: 17px/1.55 system-ui, sans-serif; max-width: 52rem; margin: 0 auto; padding: 1rem; }
-h1 { line-height: 1.2; } h2 { margin-top: 3rem; border-top: 1px solid var(--line); padding-top: 1.2rem; }
+* { box-sizing: border-box; }
+body { font: 17px/1.55 system-ui, sans-serif; max-width: 66rem; margin: 0 auto; padding: 1rem; }
+body { overflow-wrap: break-word; }
+h1, h2, h3 { line-height: 1.25; } h2 { margin-top: 3.5rem; border-top: 1px solid var(--line); padding-top: 1.2rem; }
+h3 { margin: 2.2rem 0 .5rem; } p, dl { max-width: 46rem; }
 .statement { border-left: 4px solid #3b6fb6; padding: .3rem .9rem; background: var(--soft); }
-figure { margin: 1.2rem 0; } figcaption { font-size: .88rem; opacity: .8; text-align: left; }
+.formula { white-space: pre-wrap; padding: .2rem 0 .2rem 1.2rem; font-family: Cambria, Georgia, serif; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; font-size: .94rem; }
+dt { font-weight: 600; } dd { margin: 0; }
+figure { margin: 1.2rem 0; } figcaption { font-size: .9rem; opacity: .85; text-align: left; max-width: 46rem; }
 img { max-width: 100%; height: auto; background: white; border-radius: 4px; }
-@media (max-width: 40rem) { figure { overflow-x: auto; } img { max-width: none; max-height: 17rem; } }
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(15rem, 45%), 1fr)); gap: 1rem; }
-.gallery figure { margin: 0; } .gallery img { width: 100%; max-width: 100%; max-height: none; }
+.gallery.plots { grid-template-columns: repeat(auto-fit, minmax(min(19rem, 100%), 1fr)); margin: 1.2rem 0; }
+.gallery.plots figure { max-width: 34rem; }
+.gallery figure { margin: 0; } .gallery img { width: 100%; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; }
-th, td { padding: .25rem .7rem .25rem 0; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top; }
-pre { overflow-x: auto; background: var(--soft); padding: .7rem; font-size: .8rem; } nav a { display: block; }
+th, td { padding: .25rem .9rem .25rem 0; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top; }
+th { overflow-wrap: normal; min-width: 4.5rem; }
+pre { overflow-x: auto; background: var(--soft); padding: .7rem; font-size: .8rem; max-width: none; }
+nav a { display: block; padding: .15rem 0; }
+@media (max-width: 40rem) {
+  dl { grid-template-columns: 1fr; gap: 0; } dd { margin: 0 0 .5rem; }
+  figure { overflow-x: auto; } figure > img { max-width: none; max-height: 17rem; }
+  .gallery figure > img { max-width: 100%; max-height: none; }
+}
 """
 
 
@@ -31,13 +45,26 @@ class Table:
     rows: Sequence[Sequence[str]]
     caption: str = ""
 
-    def lines(self) -> list[str]:
-        """Returns the table for a terminal: the first column aligned left, the others right."""
+    def lines(self, width: int | None = None) -> list[str]:
+        """Returns the table for a terminal: the first column aligned left, the others right.
+
+        width: of the terminal; a wider table is divided into several, each with the first column, if that helps.
+        """
         widths = [max(map(len, column)) for column in zip(self.head, *self.rows, strict=True)]
-        return [
-            "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
-            for row in (self.head, *self.rows)
-        ]
+        parts, used = [[0]], widths[0]
+        for column in range(1, len(widths)):
+            used += 2 + widths[column]
+            if width is not None and used > width and len(parts[-1]) > 1:
+                parts.append([0])
+                used = widths[0] + 2 + widths[column]
+            parts[-1].append(column)
+        lines: list[str] = []
+        for part in parts:
+            lines += [""] if lines else []
+            for row in (self.head, *self.rows):
+                cells = [row[0].ljust(widths[0]), *(row[column].rjust(widths[column]) for column in part[1:])]
+                lines.append("  ".join(cells))
+        return lines
 
 
 @dataclass(frozen=True)
@@ -50,17 +77,39 @@ class Image:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Images to be compared, side by side."""
+    """Images to be compared, side by side. plots: whether they are plots, which fill the width of a phone."""
 
     images: Sequence[Image]
+    plots: bool = False
 
 
-Part = Table | Image | Gallery | str
+@dataclass(frozen=True)
+class Heading:
+    """A heading within a section."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Formula:
+    """A formula, on lines of its own."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Words or symbols, and what each means."""
+
+    meanings: Mapping[str, str]
+
+
+Part = Table | Image | Gallery | Heading | Formula | Terms | str  # a string is a paragraph
 
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A section of the page. statement: what the parts show, in two lines. commands: that computed the parts."""
+    """A section of the page. statement: its message, in two lines. commands: that computed the parts."""
 
     title: str
     parts: Sequence[Part]
@@ -100,7 +149,15 @@ def _render_part(part: Part) -> str:
         caption = f"<figcaption>{escape(part.caption)}</figcaption>"
         return f'<figure><img alt="{escape(part.caption)}" src="data:image/png;base64,{data}">{caption}</figure>'
     if isinstance(part, Gallery):
-        return f'<div class="gallery">{"".join(map(_render_part, part.images))}</div>'
+        kind = "gallery plots" if part.plots else "gallery"
+        return f'<div class="{kind}">{"".join(map(_render_part, part.images))}</div>'
+    if isinstance(part, Heading):
+        return f"<h3>{escape(part.text)}</h3>"
+    if isinstance(part, Formula):
+        return f'<p class="formula">{escape(part.text)}</p>'
+    if isinstance(part, Terms):
+        meanings = part.meanings.items()
+        return f"<dl>{''.join(f'<dt>{escape(word)}</dt><dd>{escape(meaning)}</dd>' for word, meaning in meanings)}</dl>"
     head = "".join(f"<th>{escape(cell)}</th>" for cell in part.head)
     body = "\n".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in part.rows)
     caption = f"<figcaption>{escape(part.caption)}</figcaption>" if part.caption else ""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from math import ceil, sqrt
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from gancli.atomic_files import atomic_write
@@ -17,6 +17,7 @@ from gancli.reporting import plots
 
 Array = plots.Array
 _MIN_CELL = 48  # pixels of the shorter side of an image in a grid
+_HEADING = 16  # pixels of the line above a grid
 
 
 def to_uint8(images: Tensor) -> Array:
@@ -28,16 +29,25 @@ def to_uint8(images: Tensor) -> Array:
     return array
 
 
-def grid(images: Array, *, columns: int | None = None, pad: int = 2) -> Array:
-    """Returns images (N, H, W, C) row by row on white; small ones are magnified without interpolation.
+def grid(
+    images: Array,
+    *,
+    columns: int | None = None,
+    pad: int = 2,
+    scale: int | None = None,
+    headings: Mapping[int, str] | None = None,
+) -> Array:
+    """Returns images (N, H, W, C) row by row on white, magnified without interpolation.
 
-    columns: None for about as many as rows. pad: pixels around each image. Shows the first three channels as RGB where
-    there are three or more, and otherwise the first one in grey. Raises ValueError for no images.
+    columns: None for about as many as rows. pad: pixels around each image. scale: pixels for one of an image; None for
+    as many as give the shorter side 48 pixels. headings: texts above the grid, by the column that they begin at. Shows
+    the first three channels as RGB where there are three or more, and otherwise the first one in grey. Raises
+    ValueError for no images.
     """
     count, height, width, channels = images.shape
     if count == 0:
         raise ValueError("images: none to show")
-    scale = max(1, ceil(_MIN_CELL / min(height, width)))
+    scale = scale or max(1, ceil(_MIN_CELL / min(height, width)))
     cells = images[..., : 3 if channels >= 3 else 1].repeat(scale, axis=1).repeat(scale, axis=2)
     _, height, width, channels = cells.shape
     columns = min(columns or ceil(sqrt(count)), count)
@@ -47,7 +57,13 @@ def grid(images: Array, *, columns: int | None = None, pad: int = 2) -> Array:
         row, column = divmod(index, columns)
         top, left = pad + row * (height + pad), pad + column * (width + pad)
         canvas[top : top + height, left : left + width] = cell
-    return canvas
+    if not headings:
+        return canvas
+    line = _to_pil(np.full((_HEADING, *canvas.shape[1:]), 255, np.uint8))
+    for column, text in headings.items():
+        left = pad + column * (width + pad)
+        ImageDraw.Draw(line).text((left, 2), text, fill=0, font=ImageFont.load_default())
+    return np.concatenate([np.asarray(line).reshape(_HEADING, *canvas.shape[1:]), canvas])
 
 
 def picture(
@@ -56,14 +72,15 @@ def picture(
     density: plots.Density | None = None,
     limits: plots.Limits | None = None,
     columns: int | None = None,
+    scale: int | None = None,
 ) -> Array:
     """Returns a grid of images (N, C, H, W), a histogram of points (N, 1), or a scatter plot of points (N, dims).
 
     The scatter plot shows the first two coordinates. density: of points. limits: of the plot, by default those of the
-    samples. columns: of the grid.
+    samples. columns, scale: of the grid.
     """
     if samples.ndim == 4:
-        return grid(to_uint8(samples), columns=columns)
+        return grid(to_uint8(samples), columns=columns, scale=scale)
     limits = _plot_limits(samples) if limits is None else limits
     if samples.shape[1] == 1:
         return plots.histogram(samples, density=density, limits=limits)

@@ -19,14 +19,19 @@ Limits = Sequence[tuple[float, float]]
 
 BLUE, RED, GREEN, GREY, PALE = "#3b6fb6", "#c8401e", "#5a9a4a", "#8a8a8a", "#b0b8c4"
 _INCHES = 4.4  # side of a plot of samples
+_DPI = 150  # pixels per inch
+_MARGIN = 8  # pixels around the axes of a panel
 _RESOLUTION = 300  # values of a density along each axis
 
 
-def figure(columns: int = 1, *, width: float = 5.2, height: float = 4.0) -> tuple[Figure, list[Any]]:
-    """Returns an empty figure and its `columns` axes, side by side. width, height: of one of the axes, in inches."""
+def figure(columns: int = 1, *, width: float = 4.2, height: float = 3.4) -> tuple[Figure, list[Any]]:
+    """Returns an empty figure and its `columns` axes, side by side. width, height: of one of the axes, in inches.
+
+    At the default width, text stays readable where one of the axes fills the screen of a phone.
+    """
     from matplotlib.figure import Figure
 
-    result = Figure(figsize=(width * columns, height), layout="constrained", dpi=110)
+    result = Figure(figsize=(width * columns, height), layout="constrained", dpi=_DPI)
     axes = result.subplots(1, columns, squeeze=False)[0]
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
@@ -41,6 +46,19 @@ def render(figure: Figure) -> Array:
     canvas.draw()
     image: Array = np.asarray(canvas.buffer_rgba())[..., :3].copy()
     return image
+
+
+def panels(figure: Figure, image: Array) -> list[Array]:
+    """Returns each of the figure's axes, with its title and labels, cut from `image`, which `render` made of it."""
+    height, width, _ = image.shape
+    result = []
+    for axis in figure.axes:
+        box = axis.get_tightbbox()
+        assert box is not None
+        box = box.padded(_MARGIN)
+        rows = slice(max(0, int(height - box.y1)), min(height, int(height - box.y0)))
+        result.append(image[rows, max(0, int(box.x0)) : min(width, int(box.x1))])
+    return result
 
 
 def scatter(points: Tensor, *, density: Density | None = None, limits: Limits) -> Array:

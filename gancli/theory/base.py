@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import statistics
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gancli.reporting.html import Image, Part, Section
+from gancli.reporting.html import Gallery, Image, Part, Section
+from gancli.reporting.image_grids import encode_png
+from gancli.reporting.plots import render
 from gancli.training.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 DONE_FILE = "done.json"  # in the run folder of an experiment that ended: images, overrides, and how it ended
 
@@ -83,7 +88,23 @@ def diagnostic_numbers(run: Path, diagnostic: str) -> dict[str, Any]:
     return dict(RunFolder(run).read_diagnostic(diagnostic).get("numbers", {}))
 
 
-def images_of(run: Path, file: str, caption: str) -> list[Part]:
+def plotted(plot: Figure, caption: str) -> Image:
+    """Returns a plot of the page."""
+    return Image(encode_png(render(plot)), caption)
+
+
+def panels_of(run: Path, diagnostic: str, captions: Sequence[str]) -> list[Image]:
+    """Returns the plots that a run's diagnostic drew, one for each caption, in their order; none where it did not."""
+    files = [(f"theory/{diagnostic}-{number}.png", caption) for number, caption in enumerate(captions, start=1)]
+    return [image for file, caption in files for image in images_of(run, file, caption)]
+
+
+def gallery(images: Sequence[Image], *, plots: bool = True) -> list[Part]:
+    """Returns the images side by side; an empty list for none."""
+    return [Gallery(images, plots=plots)] if images else []
+
+
+def images_of(run: Path, file: str, caption: str) -> list[Image]:
     """Returns the run's PNG `file`; an empty list where it does not exist."""
     path = run / file
     return [Image(path.read_bytes(), caption)] if path.exists() else []

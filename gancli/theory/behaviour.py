@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from gancli.reporting.html import Part, Table
-from gancli.theory.base import Chapter, Experiment, diagnostic_numbers, format_number, images_of
+from gancli.reporting.html import Heading, Image, Part, Table, Terms
+from gancli.theory.base import Chapter, Experiment, diagnostic_numbers, format_number, gallery, panels_of
 
 
 class Behaviour(Chapter):
@@ -31,9 +31,27 @@ class Behaviour(Chapter):
 
     def parts(self, folder: Path) -> list[Part]:
         rows: list[list[str]] = []
-        images: list[Part] = []
+        plots: list[Image] = []
         for behaviour in self.runs:
             run = folder / f"behaviour-{behaviour}"
             rows.append([behaviour, format_number(diagnostic_numbers(run, "behaviour").get("verdict"))])
-            images += images_of(run, "theory/behaviour.png", f"a run that is known to behave so: it {behaviour}")
-        return [Table(["by the theory, the run", "by the diagnostic, it"], rows), *images]
+            plots += panels_of(run, "behaviour", [f"a run that {behaviour}: θ, the generator, over images seen"])
+        return [
+            "Losses of a GAN do not tell how good it is: when both players improve, their losses stand still. What the "
+            "log does tell is how the game moves. `gancli train` judges every run at its end from the series that it "
+            "logged, and says what to try.",
+            Terms(
+                {
+                    "converges": "the series comes to rest, or is noise around a level",
+                    "cycles": "it swings with constant amplitude, for two periods or more",
+                    "diverges": "its swings grow, it runs away ever faster, or it is no longer a finite number",
+                    "drifts": "it still moves on at a constant pace: train longer",
+                }
+            ),
+            Heading("Measured: three games that are known to behave so"),
+            "The Dirac-GAN of the chapter on gradient descent has one parameter for each player, so its state is seen "
+            "whole. With the penalty R1 it converges, with alternating steps and no penalty it cycles, and with "
+            "simultaneous steps and the Wasserstein loss it diverges.",
+            Table(["by the theory, the run", "by the diagnostic, it"], rows),
+            *gallery(plots),
+        ]

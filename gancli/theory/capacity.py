@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from gancli.reporting.html import Image, Part, Table
-from gancli.reporting.image_grids import encode_png
-from gancli.reporting.plots import BLUE, GREY, RED, figure, render
-from gancli.theory.base import Chapter, Experiment, format_number, images_of, last_evaluation
+from gancli.reporting.html import Gallery, Heading, Image, Part, Table, Terms
+from gancli.reporting.plots import BLUE, GREY, RED, figure
+from gancli.theory.base import Chapter, Experiment, format_number, gallery, images_of, last_evaluation, plotted
 from gancli.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -25,6 +24,17 @@ COLUMNS = {  # head of a column -> key of the value
     "gap": "gap",
     "nearer to train": "nearer_to_train",
     "copies": "closer_than_holdout",
+}
+MEANINGS = {
+    "Fréchet distance to held-out images": "between normal distributions fitted to features of samples and of real "
+    "images, here those of a small digit classifier; smaller is better",
+    "D: training images are real": "share of the training images that D takes for real, at the end of training",
+    "D: held-out ones are": "the same for real images that it never saw",
+    "gap": "the difference of the two: how much D learned by heart",
+    "nearer to train": "share of samples whose nearest real image is a training image and not a held-out one, among as "
+    "many of each; 0.5 without memorisation",
+    "copies": "probability that a sample lies closer to the training images than a held-out image does; 0.5 for "
+    "samples that are as new as held-out images, 1 where each is a copy",
 }
 
 
@@ -77,15 +87,26 @@ class Capacity(Chapter):
     def parts(self, folder: Path) -> list[Part]:
         values = {pair: final_values(folder / _folder_name(pair)) for pair in self.pairs}
         rows = [[*map(str, pair), *table_cells(pair_values)] for pair, pair_values in values.items()]
-        plot = encode_png(render(self._plot(values)))
-        parts: list[Part] = [
-            Image(plot, "quality, D's advantage and memorisation; both networks of the same width"),
-            Table(["width of G", "of D", *COLUMNS], rows),
+        samples = [
+            image
+            for width in (self.widths[0], self.widths[-1])
+            for image in images_of(folder / _folder_name((width, width)), "samples.png", f"samples at width {width}")
         ]
-        parts += self._compare_pairs(values)
-        for width in (self.widths[0], self.widths[-1]):
-            parts += images_of(folder / _folder_name((width, width)), "samples.png", f"samples at width {width}")
-        return parts
+        return [
+            "The proof that the saddle point is q = p lets both players be any function. Networks are not: a "
+            "generator can only make the distributions that its weights reach, and a discriminator only sees "
+            "differences that its weights can express. So a wider G can come nearer to the data, and a wider D "
+            "notices more. But p is known from a finite training set only, and a D that is wide enough can tell that "
+            "set from all other images: then it rewards copies.",
+            Heading("Measured: widths from 4 to 256, on 200 digits"),
+            "Both networks have three hidden layers; the width is the number of units in each. In the last two rows "
+            "only one of them is wide.",
+            Gallery(self._plots(values), plots=True),
+            Table(["width of G", "of D", *COLUMNS], rows),
+            Terms(MEANINGS),
+            *self._compare_pairs(values),
+            *gallery(samples, plots=False),
+        ]
 
     def _compare_pairs(self, values: Mapping[tuple[int, int], Values]) -> list[str]:
         """Returns a sentence on the effect of a larger G alone and of a larger D alone; none where a run is missing."""
@@ -102,26 +123,34 @@ class Capacity(Chapter):
             f"held-out one is {nearer[0]:.0%}, {nearer[1]:.0%}, {nearer[2]:.0%} and {nearer[3]:.0%}."
         ]
 
-    def _plot(self, values: Mapping[tuple[int, int], Values]) -> Figure:
-        plot, (quality, accuracy, nearer) = figure(3, width=3.8, height=3.4)
-        for axis in (quality, accuracy, nearer):  # explicit limits: a logarithmic axis without data has none
-            axis.set(xscale="log", xlabel="width", xlim=(self.widths[0] / 1.5, self.widths[-1] * 1.5))
-
+    def _plots(self, values: Mapping[tuple[int, int], Values]) -> list[Image]:
         def series(key: str) -> list[float]:
             return [values[width, width].get(key, float("nan")) for width in self.widths]
 
-        quality.plot(self.widths, series(DISTANCE), "o-", color=BLUE)
-        quality.set(title="Fréchet distance to held-out images")
+        def axis(title: str) -> tuple[Figure, Any]:
+            plot, (axis,) = figure()  # explicit limits: a logarithmic axis without data has none
+            axis.set(xscale="log", xlabel="width of both networks", xlim=(self.widths[0] / 1.5, self.widths[-1] * 1.5))
+            axis.set_title(title)
+            return plot, axis
+
+        distance_plot, distance = axis("Fréchet distance to held-out images")
+        distance.plot(self.widths, series(DISTANCE), "o-", color=BLUE)
         if any(value > 0 for value in series(DISTANCE)):  # a logarithmic axis needs a positive value
-            quality.set_yscale("log")
+            distance.set_yscale("log")
+        accuracy_plot, accuracy = axis("share that D takes for real")
         accuracy.plot(self.widths, series("on_train"), "o-", color=BLUE, label="training images")
         accuracy.plot(self.widths, series("on_holdout"), "o-", color=RED, label="held-out images")
-        accuracy.set(title="share that D takes for real", ylim=(0, 1.02))
+        accuracy.set(ylim=(0, 1.02))
         accuracy.legend(frameon=False)
+        nearer_plot, nearer = axis("samples nearer to a training image")
         nearer.plot(self.widths, series("nearer_to_train"), "o-", color=BLUE)
         nearer.axhline(0.5, color=GREY, linestyle="--", linewidth=0.8)
-        nearer.set(title="samples nearer to a training image", ylim=(0, 1.02))
-        return plot
+        nearer.set(ylim=(0, 1.02))
+        return [
+            plotted(distance_plot, "quality: the lower, the better; too narrow a network cannot make digits"),
+            plotted(accuracy_plot, "D's memory: where the curves part, D knows its training images by heart"),
+            plotted(nearer_plot, "G's memory: above the dashed line at 0.5, samples lean on training images"),
+        ]
 
 
 def _folder_name(pair: tuple[int, int]) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gancli.reporting.html import Image, Part, Table
-from gancli.theory.base import Chapter, Experiment
-from gancli.theory.capacity import COLUMNS, EVALUATION, final_values, table_cells
+from gancli.reporting.html import Heading, Image, Part, Table, Terms
+from gancli.theory.base import Chapter, Experiment, gallery
+from gancli.theory.capacity import COLUMNS, EVALUATION, MEANINGS, final_values, table_cells
 
 
 class Memorisation(Chapter):
@@ -37,12 +37,24 @@ class Memorisation(Chapter):
 
     def parts(self, folder: Path) -> list[Part]:
         rows: list[list[str]] = []
-        sheets: list[Part] = []
+        sheets: list[Image] = []
         for limit in self.limits:
             run = folder / f"memorisation-{limit or 'all'}"
             rows.append([str(limit or "all"), *table_cells(final_values(run))])
             for file in sorted((run / "samples").glob("neighbours-*.png"))[-1:]:
-                row = "a sample, its four nearest training images, its four nearest held-out images"
-                sheets.append(Image(file.read_bytes(), f"{limit or 'all'} training images; each row: {row}"))
-        caption = "copies: share of samples closer to training images than new images are; 0.5 means no copies"
-        return [Table(["training images", *COLUMNS], rows, caption), *sheets]
+                sheets.append(Image(file.read_bytes(), f"{limit or 'all'} training images"))
+        sheet = "In each row: a sample, its four nearest training images, its four nearest held-out images. "
+        return [
+            "A generator is meant to make new samples of a distribution, of which it knows a finite training set "
+            "only. The game on that set has another saddle point: a generator that returns the training images, each "
+            "with the same probability. Nothing in the objective forbids it; only D's smoothness and the size of the "
+            "data keep G from it.",
+            "Training data cannot show this, since copies are perfect there. Real images that were held out can: new "
+            "samples are about as near to held-out images as to training images, copies are not. And a D that knows "
+            "its training images by heart takes held-out ones for generated: its accuracy has a gap.",
+            Heading("Measured: the same networks on more and more images"),
+            Table(["training images", *COLUMNS], rows),
+            Terms(MEANINGS),
+            *([sheet + "A sample that repeats the image beside it is a copy."] if sheets else []),
+            *gallery(sheets),
+        ]

@@ -6,15 +6,19 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from gancli.reporting.html import Image, Part, Table
-from gancli.reporting.image_grids import encode_png
-from gancli.reporting.plots import BLUE, GREY, RED, figure, render
-from gancli.theory.base import Chapter, Experiment, diverged, format_spread, images_of, last_evaluation
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from gancli.reporting.html import Gallery, Heading, Image, Part, Table, Terms
+from gancli.reporting.plots import BLUE, GREY, RED, figure
+from gancli.theory.base import (
+    Chapter,
+    Experiment,
+    diverged,
+    format_spread,
+    gallery,
+    images_of,
+    last_evaluation,
+    plotted,
+)
 
 Values = Mapping[str, float]
 BASELINE = "no remedy"
@@ -34,6 +38,26 @@ COLUMNS = {  # head of a column -> value of the evaluation
     "diversity": "diversity",
     "reverse KL": "reverse_kl",
 }
+_MEANINGS = {
+    "runs": "how the runs of the method ended, one for each seed",
+    "modes hit": f"of {MODES}, those with any sample within 3 standard deviations σ",
+    "modes held": "those with at least 1 % of the samples there: the rest are crumbs",
+    "high quality": "share of samples within 3 σ of a mode",
+    "diversity": "variance of the samples over that of real ones; 1 is right",
+    "reverse KL": "KL divergence of the shares of the modes from equal shares, in nats; 0 is right",
+}
+_LESSON: list[Part] = [
+    "The saddle point asks for q = p, but no step of the training does. At each step G only looks for samples that "
+    "the present D takes for real, and the best answer to a fixed D is one single point: the x where D(x) is largest. "
+    "So G gathers there, D learns that this point is generated, G moves on to the next mode, and so on round the "
+    "ring, or it stays at a few modes for good. Such a G has lost modes of the data: mode collapse. It is the order "
+    "of min and max that fails: max over D of V, minimised by G, wants p; min over G of V, answered by D, wants a "
+    "point.",
+    "D judges one sample at a time, and each of them may be good. Remedies let D see that the set is wrong: penalties "
+    "keep D smooth, so that no single point is far better than its surroundings (R1); D sees several samples at once, "
+    "and notices that they are alike (packs, minibatch statistics); or the loss compares each generated sample with a "
+    "real one, so that a mode without samples costs as much as a bad sample (relativistic losses).",
+]
 _MIN_QUALITY = 0.5  # share of high-quality samples below which modes cannot be told apart
 _MAX_DIVERSITY = 3.0  # variance over that of real samples above which the generator has left the data
 
@@ -63,24 +87,27 @@ class ModeCollapse(Chapter):
         runs = {method: [folder / _folder_name(method, seed) for seed in range(self.seeds)] for method in METHODS}
         values = {method: [_final_values(run) for run in seeds] for method, seeds in runs.items()}
         rows: list[list[str]] = []
-        samples: list[Part] = []
+        samples: list[Image] = []
         for method, seeds in runs.items():
             cells = [format_spread(v[key] for v in values[method] if key in v) for key in COLUMNS.values()]
             outcomes = [
                 "diverged" if diverged(run) else outcome(v) for run, v in zip(seeds, values[method], strict=True)
             ]
             rows.append([method, _count(outcomes), *cells])
-            samples += images_of(seeds[0], "samples.png", f"{method}, seed 0: samples over the density")
-        caption = (
-            f"mean ± standard deviation over seeds; of {MODES} modes, hit by any sample within 3 σ, and held by 1 % of "
-            "the samples there; high quality: share within 3 σ; diversity: variance over that of real samples"
-        )
-        plot = encode_png(render(_plot(values)))
+            samples += images_of(seeds[0], "samples.png", f"{method}, seed 0")
+        caption = "mean ± standard deviation over seeds"
+        shown = ["Generated samples (red) over the density of the data (blue), of each method's first run:"]
         return [
+            *_LESSON,
+            Heading("Measured: eight modes in a ring, and six methods"),
+            "Eight narrow Gaussians lie on a circle, each a mode of the data. The steps are large on purpose: so large "
+            "that the plain game collapses.",
             Table(["method", "runs", *COLUMNS], rows, caption),
+            Terms(_MEANINGS),
             compare_with_baseline(values),
-            Image(plot, "modes and quality of each method, with the standard deviation over seeds"),
-            *samples,
+            Gallery(_plots(values), plots=True),
+            *(shown if samples else []),
+            *gallery(samples, plots=False),
         ]
 
 
@@ -132,10 +159,11 @@ def _deviation(values: Sequence[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def _plot(values: Mapping[str, Sequence[Values]]) -> Figure:
-    """Draws a row of bars for each method: modes held, with modes hit, and the share of high-quality samples."""
-    plot, (modes, quality) = figure(2)
+def _plots(values: Mapping[str, Sequence[Values]]) -> list[Image]:
+    """Draws a bar for each method: modes held, with modes hit, and the share of high-quality samples."""
     finished = {method: [v for v in seeds if v] for method, seeds in values.items()}
+    modes_plot, (modes,) = figure()
+    quality_plot, (quality,) = figure()
     for row, seeds in enumerate(finished.values()):
         if not seeds:
             continue
@@ -146,11 +174,14 @@ def _plot(values: Mapping[str, Sequence[Values]]) -> Figure:
         hit = statistics.mean(v["modes"] for v in seeds)
         modes.plot(hit, row, "D", color=BLUE, markerfacecolor="white")
     for axis in (modes, quality):
-        axis.set_yticks(range(len(finished)), list(finished) if axis is modes else [""] * len(finished))
+        axis.set_yticks(range(len(finished)), list(finished))
         axis.invert_yaxis()
-    modes.set(title=f"modes held, of {MODES} (diamonds: hit)", xlim=(0, MODES + 0.5))
-    quality.set(title="share of high-quality samples", xlim=(0, 1.05))
-    return plot
+    modes.set(title=f"modes held, of {MODES}", xlim=(0, MODES + 0.5))
+    quality.set(title="high-quality samples", xlim=(0, 1.05))
+    return [
+        plotted(modes_plot, f"modes held (bars) and hit by any sample (diamonds); the aim is {MODES}"),
+        plotted(quality_plot, "quality: a collapsed generator may have good samples, of too few modes"),
+    ]
 
 
 def _folder_name(method: str, seed: int) -> str:

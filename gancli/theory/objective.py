@@ -1,24 +1,24 @@
-"""The objective: the original game beside the one without the second logarithm."""
+"""The objective: its value, its optimal discriminator, and the game without the second logarithm."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from gancli.game_value import SADDLE_VALUE
-from gancli.losses import Loss, Minimax, MinimaxLinear
-from gancli.reporting.html import Image, Part, Table
-from gancli.reporting.image_grids import encode_png
-from gancli.reporting.plots import BLUE, GREY, RED, figure, render
-from gancli.theory.base import Chapter, Experiment, diagnostic_numbers, format_number, images_of
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from gancli.reporting.html import Formula, Gallery, Heading, Image, Part, Table, Terms
+from gancli.theory import drawings
+from gancli.theory.base import Chapter, Experiment, diagnostic_numbers, format_number, gallery, panels_of
 
 LOSSES = {"minimax": "with both logarithms", "minimax_linear": "without the second"}
+_MEANINGS = {
+    "mean |D - D*|": "distance of the learned D from the optimal one against this very G, averaged over real and "
+    "generated samples; 0 to 1",
+    "V, training": "E log D(x) + E log(1 - D(G(z))) on training data; -log 4 = -1.386 at the saddle point of the game "
+    "with both logarithms; 0 where D is always right, far below where D says 1 to everything",
+    "V, held-out": "the same on real data that D never saw; if it is much lower, D knows its training data by heart",
+    "without the second log": "E log D(x) + E[1 - D(G(z))] on held-out data; 0 at the saddle point of the second game",
+    "accuracy of D": "share of held-out real and of generated samples that D judges rightly; 0.5 is guessing",
+    "KS": "largest gap between the CDF of the generated samples and F; of G's moving average, which makes the samples",
+}
 
 
 class Objective(Chapter):
@@ -49,7 +49,7 @@ class Objective(Chapter):
 
     def parts(self, folder: Path) -> list[Part]:
         rows: list[list[str]] = []
-        images: list[Part] = []
+        plots: list[Image] = []
         for loss, name in LOSSES.items():
             run = folder / f"objective-{loss}"
             discriminator, objective, generator = (
@@ -62,45 +62,57 @@ class Objective(Chapter):
                 generator.get("ks"),
             ]
             rows.append([name, *map(format_number, values)])
-            images += images_of(run, "theory/optimal_discriminator.png", f"{name}: densities, optimal D and learned D")
-        head = ["game", "mean |D - D*|", "M, training", "M, held-out", "without the second log", "accuracy of D", "KS"]
-        caption = (
-            "M = E log D(x) + E log(1 - D(G(z))) of the learned players in both rows, -log 4 = -1.386 at the saddle "
-            "point of the first game; then E log D(x) + E[1 - D(G(z))] on held-out data, 0 at that of the second. "
-            "D* and both values belong to the generator itself, KS to its moving average, from which samples are made"
-        )
-        plot = Image(encode_png(render(_plot_games())), "what the missing logarithm changes")
-        return [plot, Table(head, rows, caption), *images]
+            captions = (
+                f"{name}: density p of the data (blue) and q of the generated samples (red)",
+                f"{name}: the optimal D for these p and q (blue) and the learned one (red, dashed); where "
+                "there are no samples, D was trained on nothing",
+            )
+            plots += panels_of(run, "optimal_discriminator", captions)
+        return [*self._lesson(), Table(["game", *_MEANINGS], rows), Terms(_MEANINGS), *gallery(plots)]
 
-
-def _plot_games() -> Figure:
-    """Draws the optimal D over the ratio p/q, and the value of both games where q is a shifted p, by definition."""
-    plot, (discriminator, value) = figure(2)
-    ratio = torch.linspace(0, 3, 301, dtype=torch.float64)
-    x = torch.linspace(-14, 14, 8001, dtype=torch.float64)
-    shifts = torch.linspace(-4, 4, 81, dtype=torch.float64)
-    for loss, label, color in (
-        (Minimax(), LOSSES["minimax"], BLUE),
-        (MinimaxLinear(), LOSSES["minimax_linear"], RED),
-    ):
-        discriminator.plot(ratio, loss.optimal(ratio, torch.ones_like(ratio)), color=color, label=label)
-        value.plot(shifts, [_value(loss, x, shift) for shift in shifts], color=color, label=label)
-    discriminator.set(title="optimal D", xlabel="p(x) / q(x)")
-    value.set(title="value of the game at the optimal D", xlabel="shift of q against p, both N(., 1)")
-    value.axhline(SADDLE_VALUE, color=GREY, linestyle="--", linewidth=0.8)
-    discriminator.legend(frameon=False)
-    value.legend(frameon=False)
-    return plot
-
-
-def _value(loss: Loss, x: Tensor, shift: Tensor) -> float:
-    """Returns the value of the game at the optimal D, for p = N(0, 1) and q = N(shift, 1), integrated over `x` (n,).
-
-    Without the second logarithm it includes the constant 1 that the loss leaves out.
-    """
-    p, q = (torch.exp(-0.5 * (x - centre) ** 2) / (2 * torch.pi) ** 0.5 for centre in (torch.zeros(()), shift))
-    optimal = loss.optimal(p, q)
-    assert optimal is not None
-    optimal = torch.where(p + q > 1e-300, optimal, 0.5).clamp(1e-12, 1 - 1e-12)
-    fake_term = (1 - optimal).log() if not isinstance(loss, MinimaxLinear) else 1 - optimal
-    return float(torch.trapezoid(p * optimal.log() + q * fake_term, x))
+    def _lesson(self) -> list[Part]:
+        return [
+            Heading("The game"),
+            "The discriminator D sees a sample x and says how probably it is real. It is trained to say 1 for real "
+            "samples and 0 for generated ones; the generator G is trained against it. Both are judged by one number, "
+            "which D raises and G lowers:",
+            Formula("V(G, D) = E log D(x) + E log(1 - D(G(z)))\nmin over G of max over D of V(G, D)"),
+            Terms(
+                {
+                    "x, p": "a real sample, and the density of real samples",
+                    "z, G(z), q": "noise, the sample made from it, and the density of such samples",
+                    "D(x)": "the sigmoid 1/(1 + e^-l) of D's output l, the logit; between 0 and 1",
+                    "E": "the mean over samples",
+                    "saddle point": "a pair of players neither of whom can gain by moving alone",
+                }
+            ),
+            Heading("The optimal discriminator, and what G then minimises"),
+            "At a point x, D can only choose one number for p(x) log D + q(x) log(1 - D). The slope p/D - q/(1 - D) is "
+            "zero at",
+            Formula("D*(x) = p(x) / (p(x) + q(x))"),
+            "Put into V, it leaves G with a distance between distributions, the Jensen-Shannon divergence JSD. With "
+            "the mean m = (p + q)/2 of both densities and the Kullback-Leibler divergence KL(p‖m) = E log(p(x)/m(x)) "
+            "over x from p,",
+            Formula("V(G, D*) = -log 4 + 2 JSD(p, q)\nJSD(p, q) = ½ KL(p‖m) + ½ KL(q‖m)\n0 ≤ JSD ≤ log 2"),
+            "JSD is 0 only for q = p. So the saddle point is where the generated samples are distributed as the real "
+            "ones, D says 1/2 everywhere, and V = -log 4 = -1.386.",
+            Gallery(
+                [drawings.optimal_discriminator(), drawings.value_at_optimal_discriminator()],
+                plots=True,
+            ),
+            Heading("Why D must not be too strong"),
+            "Where p and q hardly overlap, JSD is nearly log 2, however far apart they are: it tells G that it is "
+            "wrong, and not which way is better. In the loss log(1 - D(G(z))) the slope in D's logit is D itself, "
+            "which vanishes as soon as D recognises the sample. This is why G is usually trained to raise log D(G(z)) "
+            "instead, the non-saturating loss: the same fixed point, and a slope of 1 - D. It does not help against a "
+            "D that is flat around the generated samples; penalties on D's gradient (R1 and others) and noise keep D "
+            "smooth. Training D to its optimum at every step is thus no aim: it should stay just ahead of G.",
+            Gallery([drawings.generator_losses(), drawings.vanishing_gradient()], plots=True),
+            Heading("Measured: the game with and without the second logarithm"),
+            "Some lecture notes write the game without the second logarithm, as E log D(x) + E[1 - D(G(z))]. That is "
+            "another game with another saddle point. Both were trained on a mixture of two normal distributions. The "
+            "second one is fragile: where D says 1, the slopes of both its terms vanish (1 - D and D(1 - D), in the "
+            "logit), so once D says 1 everywhere neither player moves on, wherever q is. Its row then has a value of 0 "
+            "as at the saddle point, beside a KS that says that q is not p.",
+            Gallery([drawings.optimal_discriminators()], plots=True),
+        ]

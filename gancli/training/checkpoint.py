@@ -19,7 +19,8 @@ import torch
 
 from gancli.atomic_files import atomic_write
 from gancli.distributed.process_group import ProcessGroup
-from gancli.errors import InvalidCheckpoint, UserError, require_at_least
+from gancli.errors import InvalidCheckpoint, UserError, require_at_least, require_positive
+from gancli.training.position import Position
 
 log = logging.getLogger(__name__)
 _NAME = re.compile(r"images-(\d{12})\.pt")
@@ -29,14 +30,20 @@ FORMAT = 2
 class Checkpoints:
     """The checkpoints of one run.
 
-    folder: made at the first `save`. every: images between two checkpoints; the training loop also saves at the end
-    and on a signal. keep: how many of the newest stay. best.pt, which evaluations choose, stays besides.
+    folder: made at the first `save`. every: images between two checkpoints. minutes: longest time between two, also;
+    the first comes after one minute; None for checkpoints by images only. The training loop also saves at the end and
+    on a signal. keep: how many of the newest stay. best.pt, which evaluations choose, stays besides.
     Raises SettingError.
     """
 
-    def __init__(self, folder: Path, *, every: int = 50_000, keep: int = 3) -> None:
+    def __init__(self, folder: Path, *, every: int = 50_000, minutes: float | None = 5.0, keep: int = 3) -> None:
         require_at_least(1, every=every, keep=keep)
-        self.folder, self.every, self.keep = Path(folder), every, keep
+        require_positive(minutes=minutes)
+        self.folder, self.every, self.minutes, self.keep = Path(folder), every, minutes, keep
+
+    def due(self, position: Position) -> bool:
+        """Whether the step that led to `position` calls for a checkpoint."""
+        return position.passed(self.every) or position.passed_time(self.minutes, first=60.0)
 
     def path(self, images: int) -> Path:
         """Returns the file of the checkpoint after `images` images."""

@@ -2,8 +2,8 @@
 
 Small networks leave a GPU waiting for the hundreds of kernel launches of a step, which a graph does without
 ("CUDA Graphs" in torch's CUDA notes). A step is captured in pieces: the gradients of each player update with all
-penalties, each player's optimizer, and the moving average. Between gradients and optimizers the host reads whether all
-is finite, as it does without graphs, so that a step that is not finite leaves the players unchanged.
+penalties, each player's optimizer, and the moving average. The guard stands between gradients and optimizers, as it
+does without graphs, so that a step that is not finite leaves the players unchanged.
 
 A replay repeats the same operations on the same addresses. So everything that differs from step to step is kept in
 static tensors and copied there first: data and noise, drawn as ever from the run's own streams; learning rates, weights
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from gancli.game import DiscriminatorOutput, Game, Penalty
 from gancli.randomness import Stream
 from gancli.training.ema import EMA
-from gancli.training.scheduled_optimizer import ScheduledOptimizer
+from gancli.training.scheduled_optimizer import ScheduledOptimizer, step_unless
 from gancli.training.trainer import Trainer
 from gancli.updates import BatchFn, PlayerUpdate, Update
 
@@ -107,8 +107,10 @@ class GraphedOptimizer(ScheduledOptimizer):
 
     def __init__(self, base: ScheduledOptimizer, recorder: Recorder) -> None:
         self.parameters, self.optimizer, self.scheduled = base.parameters, base.optimizer, base.scheduled
+        self.lr = base.lr
         self.recorder = recorder
         self.static_lr: Tensor | None = None
+        self.static_skip: Tensor | None = None
         self.captured_settings: dict[str, Any] | None = None  # that a graph was captured for
         if "capturable" in self.optimizer.defaults:
             self.static_lr = torch.zeros((), device=self.parameters[0].device)
@@ -117,13 +119,16 @@ class GraphedOptimizer(ScheduledOptimizer):
         elif not isinstance(self.optimizer, torch.optim.SGD):  # which counts no steps, but takes its rate as a number
             raise ValueError(f"{type(self.optimizer).__name__} is not capturable")
 
-    def _apply(self, settings: dict[str, Any]) -> None:
-        fixed = dict(settings)
+    def _apply(self, settings: dict[str, Any], skip: Tensor | None) -> None:
+        if skip is not None:
+            self.static_skip = skip.clone() if self.static_skip is None else self.static_skip.copy_(skip)
+        fixed = {**settings, "may skip": skip is not None}
         if self.static_lr is not None and "lr" in settings:
             settings["lr"] = self.static_lr.fill_(fixed.pop("lr"))
         if fixed != self.captured_settings:  # a graph keeps the numbers that it was captured with
             self.captured_settings = fixed
-            self.replay = RecordedWork(self.optimizer.step, self.recorder, "an optimizer's updates")
+            work = partial(step_unless, self.optimizer, None if skip is None else self.static_skip)
+            self.replay = RecordedWork(work, self.recorder, "an optimizer's updates")
         for group in self.optimizer.param_groups:
             group.update(settings)
         self.replay()
@@ -148,12 +153,15 @@ class GraphedEMA(EMA):
     """`base`, which follows `network`, and no other, by replays."""
 
     def __init__(self, base: EMA, recorder: Recorder, network: nn.Module) -> None:
-        self.network, self.half_life, self.ramp_up = base.network, base.half_life, base.ramp_up
-        self.static_share = torch.zeros((), device=next(network.parameters()).device)
-        self.replay = RecordedWork(partial(base.move_towards, network, self.static_share), recorder, "moving averages")
+        vars(self).update(vars(base))
+        self.static_share, self.static_skip = torch.zeros(2, device=next(network.parameters()).device)
+        work = partial(base.move_towards, network, self.static_share, self.static_skip)
+        self.replay = RecordedWork(work, recorder, "moving averages")
 
-    def move_towards(self, network: nn.Module, share: Tensor | float) -> None:
+    def move_towards(self, network: nn.Module, share: Tensor | float, skip: Tensor | None = None) -> None:
         self.static_share.fill_(share)
+        if skip is not None:
+            self.static_skip.copy_(skip)
         self.replay()
 
 
@@ -334,8 +342,11 @@ def _tensors(update: PlayerUpdate) -> list[Tensor]:
     return [*update.losses.values(), *update.penalties.values(), *logits]
 
 
-def apply(trainer: Trainer, make: Callable[[], Recorder]) -> None:
-    """Lets `trainer` take its steps by replays of what `make()` captures. Warns of what goes on without, and why."""
+def apply(trainer: Trainer, make: Callable[[], Recorder], *, level: int = logging.WARNING) -> None:
+    """Lets `trainer` take its steps by replays of what `make()` captures. Warns of what goes on without, and why.
+
+    level: of the message where no step can be captured: a warning for a user who asked for graphs.
+    """
     try:
         if trainer.process_group.world_size * trainer.accumulate > 1:
             raise ValueError("a batch is taken in parts, by several processes or by train.accumulate")
@@ -343,7 +354,7 @@ def apply(trainer: Trainer, make: Callable[[], Recorder]) -> None:
             raise ValueError(f"update {type(trainer.update).__name__} does not say that it is capturable")
         trainer.update = CUDAGraphUpdate(trainer.update, trainer.game, make())
     except ValueError as error:
-        log.warning("device.cuda_graph=true changes nothing here: %s", error)
+        log.log(level, "training steps run without CUDA graphs (device.cuda_graph): %s", error)
         return
     # A recorder of their own, since they run between player updates, which may keep something in their pool.
     recorder = make()

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from gancli.distributed.process_group import SINGLE_PROCESS
 from gancli.errors import SettingError
+from gancli.game import Autocast
+from gancli.networks.base import share_batches
 from gancli.schedules import Schedule, at
+
+_BATCH_SIZE = 256
 
 
 class EMA:
@@ -17,32 +24,89 @@ class EMA:
     half_life: images after which the weight of an old parameter has halved; a number or a schedule; 0 keeps no
     average, so that the copy equals the network. ramp_up: the half-life is at most this share of the images seen, so
     that a young run soon forgets its random start (Karras et al., CVPR 2020, appendix B); None for no ramp-up.
-    Buffers, such as batch statistics, are copied. Raises SettingError.
+
+    Buffers are copied, but for the statistics of batch normalisation: those of `network` do not fit averaged weights,
+    whose maps vary less, and leave samples grey. They are measured on the average itself, for `noise` (N, latent_dim)
+    and `labels` (N,), computed in the context `autocast`; noise: None where nothing is to be measured.
+    Raises SettingError.
     """
 
     def __init__(
-        self, network: nn.Module, *, half_life: float | Schedule = 10_000, ramp_up: float | None = 0.05
+        self,
+        network: nn.Module,
+        *,
+        half_life: float | Schedule = 10_000,
+        ramp_up: float | None = 0.05,
+        noise: Tensor | None = None,
+        labels: Tensor | None = None,
+        autocast: Autocast = nullcontext,
     ) -> None:
         if not isinstance(half_life, Schedule) and half_life < 0:
             raise SettingError(f"half_life={half_life}: a number of images, 0 or more")
         if ramp_up is not None and ramp_up <= 0:
             raise SettingError(f"ramp_up={ramp_up}: a positive share of the images seen, or null for no ramp-up")
-        self.network = copy.deepcopy(network).eval().requires_grad_(False)
+        self.average = copy.deepcopy(network).eval().requires_grad_(False)
+        share_batches(self.average, SINGLE_PROCESS)  # every process has the whole average
         self.half_life, self.ramp_up = half_life, ramp_up
+        self.noise, self.labels, self.autocast = noise, labels, autocast
+        self.is_measured = True  # whether batch statistics fit the average
 
-    def update(self, network: nn.Module, *, images: int, step_images: int, progress: float) -> None:
-        """Moves the average towards `network` after a step of `step_images`, with `images` seen before the step."""
+    @property
+    def network(self) -> nn.Module:
+        """The averaged network, to look at."""
+        if not self.is_measured:
+            if self.noise is not None:
+                with self.autocast():
+                    measure_batch_statistics(self.average, self.noise, self.labels)
+            self.is_measured = True
+        return self.average
+
+    def update(
+        self, network: nn.Module, *, images: int, step_images: int, progress: float, skip: Tensor | None = None
+    ) -> None:
+        """Moves the average towards `network` after a step of `step_images`, with `images` seen before the step.
+
+        skip: 0-dim, 1 or 0; 1 leaves the average as it is, as for an optimizer (see `step_unless`).
+        """
         half_life = float(at(self.half_life, progress))
         if self.ramp_up is not None:
             half_life = min(half_life, self.ramp_up * images)
         decay = 0.5 ** (step_images / half_life) if half_life > 0 else 0.0
-        self.move_towards(network, 1.0 - decay)
+        self.is_measured = False
+        self.move_towards(network, 1.0 - decay, skip)
 
     @torch.no_grad()
-    def move_towards(self, network: nn.Module, share: Tensor | float) -> None:
-        """Moves the average by `share` (0 to 1) of its distance to `network`, and copies the buffers."""
-        averages = list[Tensor](self.network.parameters())
+    def move_towards(self, network: nn.Module, share: Tensor | float, skip: Tensor | None = None) -> None:
+        """Moves the average by `share` (0 to 1) of its distance to `network`, and copies the buffers.
+
+        skip: see `update`.
+        """
+        if skip is not None:
+            share = (1.0 - skip) * share
+        averages = list[Tensor](self.average.parameters())
         shares = [share] * len(averages) if isinstance(share, Tensor) else share
         torch._foreach_lerp_(averages, list[Tensor](network.parameters()), shares)
-        for average, current in zip(self.network.buffers(), network.buffers(), strict=True):
-            average.copy_(current)
+        for average, current in zip(self.average.buffers(), network.buffers(), strict=True):
+            average.copy_(current if skip is None else torch.where(skip > 0, average, current))
+
+
+@torch.no_grad()
+def measure_batch_statistics(network: nn.Module, noise: Tensor, labels: Tensor | None) -> None:
+    """Sets the running statistics of batch normalisation to those of the maps for noise (N, latent_dim).
+
+    All other layers of `network` work in evaluation mode. labels: int64 (N,) or None.
+    """
+    layers = [layer for layer in network.modules() if isinstance(layer, _BatchNorm)]
+    if not layers:
+        return
+    momenta = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # the mean over all batches
+        layer.train()
+    for start in range(0, len(noise), _BATCH_SIZE):
+        rows = slice(start, start + _BATCH_SIZE)
+        network(noise[rows], None if labels is None else labels[rows])
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
+        layer.eval()

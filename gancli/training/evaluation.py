@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from gancli.datasets.base import Dataset
@@ -20,7 +21,8 @@ from gancli.metrics.base import Samples
 from gancli.metrics.suite import build_suite
 from gancli.randomness import seeded
 from gancli.training.health import Alert, HealthMonitor
-from gancli.training.logging import Logger, Position
+from gancli.training.logging import Logger
+from gancli.training.position import Position
 
 log = logging.getLogger(__name__)
 _BATCH_SIZE = 250
@@ -28,11 +30,15 @@ _BATCH_SIZE = 250
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """values: the numbers by name. alerts: what the health monitor found. is_best: whether it is the best so far."""
+    """values: the numbers by name. alerts: what the health monitor found. is_best: whether it is the best so far.
+
+    seconds: that it took.
+    """
 
     values: dict[str, float]
     alerts: list[Alert]
     is_best: bool
+    seconds: float
 
 
 class PeriodicEvaluation:
@@ -108,13 +114,14 @@ class PeriodicEvaluation:
         self.seconds += seconds
         self.latest = values
         self.logger.log_evaluation(position, self._row(values, seed=seed, position=position))
-        self.logger.log_values(position, {"speed/evaluation_share": self.seconds / max(position.seconds, 1e-9)})
-        return Result(values=values, alerts=alerts, is_best=is_best)
+        self.logger.log_values(position, {"speed/evaluation_share": self.seconds / (position.seconds + seconds)})
+        return Result(values=values, alerts=alerts, is_best=is_best, seconds=seconds)
 
     def check_health(self, result: Result, position: Position) -> None:
         """Warns of every alert. Raises Collapsed for a serious one where the health monitor was told to act."""
         for alert in result.alerts:
-            log.warning("after %s images: %s", f"{position.images:,}", alert.text)
+            level = logging.INFO if alert.kind == "young" else logging.WARNING
+            log.log(level, "after %s images: %s", f"{position.images:,}", alert.text)
         serious = next((alert for alert in result.alerts if alert.serious), None)
         if serious is None:
             self.healthy_images = position.images
@@ -136,8 +143,7 @@ class PeriodicEvaluation:
 
     def _measure(self, samples: Samples, began: float) -> tuple[dict[str, float], list[Alert], float]:
         assert self.suite is not None
-        real = feature_variance(self.suite.real)
-        values = self.suite(samples) | {"diversity": feature_variance(samples) / real if real else 1.0}
+        values = self.suite(samples) | diversity(samples, self.suite.real)
         name, better = self.suite.ranking
         shares = self.suite.dataset.mode_shares
         known = {"modes_share": values["modes"] / len(shares)} if "modes" in values and shares is not None else {}
@@ -169,12 +175,13 @@ class PeriodicEvaluation:
             "best": self.best,
             "best_images": self.best_images,
             "healthy_images": self.healthy_images,
-            "norms": list(self.health.norms),
+            "health": self.health.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any], *, rollback: bool = False) -> None:
         """Goes on from `state`. rollback: the best checkpoint is still there, and the time was spent."""
-        self.healthy_images, self.health.norms = state["healthy_images"], list(state["norms"])
+        self.healthy_images = state["healthy_images"]
+        self.health.load_state_dict(state["health"])
         if rollback:
             return
         self.seconds = state["seconds"]
@@ -182,6 +189,32 @@ class PeriodicEvaluation:
             self.first, self.best, self.best_images = state["first"], state["best"], state["best_images"]
 
 
-def feature_variance(samples: Samples) -> float:
-    """Returns the mean squared distance of the features from their mean."""
-    return float(samples.features.double().var(0).sum())
+def diversity(samples: Samples, real: Samples) -> dict[str, float]:
+    """Returns the variance of the samples' features as a share of that of real samples, also within classes.
+
+    "diversity": squared distance from the mean of all. "diversity_within_classes": from the mean of the sample's own
+    class, pooled over classes; only where both have labels.
+    """
+    values = {"diversity": _share(feature_variance(samples.features), feature_variance(real.features))}
+    if samples.labels is not None and real.labels is not None:
+        pooled = [feature_variance(each.features, each.labels) for each in (samples, real)]
+        values["diversity_within_classes"] = _share(*pooled)
+    return values
+
+
+def feature_variance(features: Tensor, labels: Tensor | None = None) -> float:
+    """Returns the mean squared distance of features (N, F) from their mean, or from the mean of their class.
+
+    labels: int64 (N,). NaN where no class has two samples.
+    """
+    rows = features.double()
+    if labels is None:
+        return float(rows.var(0).sum())
+    _, groups, counts = labels.unique(return_inverse=True, return_counts=True)
+    means = torch.zeros(len(counts), rows.shape[1], dtype=rows.dtype).index_add_(0, groups, rows) / counts[:, None]
+    degrees = len(rows) - len(counts)
+    return float((rows - means[groups]).square().sum()) / degrees if degrees else math.nan
+
+
+def _share(value: float, real: float) -> float:
+    return value / real if real else 1.0

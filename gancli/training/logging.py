@@ -7,7 +7,6 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,13 +17,14 @@ from tqdm import tqdm
 
 from gancli.config import leaves
 from gancli.datasets.base import Batch, Dataset
-from gancli.errors import require_at_least
+from gancli.errors import require_at_least, require_positive
 from gancli.game import Game, eval_mode
 from gancli.game_value import SADDLE_VALUE, decision_threshold, game_statistics
 from gancli.randomness import seeded
 from gancli.reporting import image_grids
 from gancli.training.ema import EMA
 from gancli.training.holdout_accuracy import holdout_accuracy
+from gancli.training.position import Position
 from gancli.training.run_folder import Row, RunFolder
 
 if TYPE_CHECKING:
@@ -33,25 +33,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 Record = Mapping[str, Tensor | float]
 _LINE_SECONDS = 10.0  # between two lines of progress where there is no terminal
+_YEAR = 3.2e7  # seconds; a longer time is not worth telling
+# Of the share of the run that is done, whatever ends it; tqdm's own estimate knows nothing of a budget in minutes.
+_BAR = "{percentage:3.0f}%|{bar:10}| {elapsed} {desc}{postfix}"
 _POINTS = 32  # times as many samples in a plot of points as in a grid of images
-
-
-@dataclass(frozen=True, kw_only=True)
-class Position:
-    """Where a run stands after a step.
-
-    images: real images seen. step_images: of these, in the last step. seconds: of training, over all starts.
-    progress: share of the run that is done, 0 to 1.
-    """
-
-    images: int
-    step_images: int
-    seconds: float
-    progress: float
-
-    def passed(self, every: int) -> bool:
-        """Whether the last step reached or passed a multiple of `every` images."""
-        return self.images // every > (self.images - self.step_images) // every
 
 
 class Logger(Protocol):
@@ -59,8 +44,11 @@ class Logger(Protocol):
 
     latest: dict[str, float]
 
-    def open(self, position: Position, *, length: int | None = None, minutes: float | None = None) -> None:
-        """Starts at `position` and deletes what was logged after it. length, minutes: of the whole run."""
+    def open(self, position: Position) -> None:
+        """Starts at `position` and deletes what was logged after it."""
+
+    def is_due(self, position: Position) -> bool:
+        """Whether `log_step` writes anything at `position`."""
 
     def log_step(self, position: Position, record: Record) -> None:
         """Takes the scalars and the logits, (B,) each, of one step."""
@@ -90,8 +78,11 @@ class NullLogger:
     def __init__(self) -> None:
         self.latest: dict[str, float] = {}
 
-    def open(self, position: Position, *, length: int | None = None, minutes: float | None = None) -> None:
+    def open(self, position: Position) -> None:
         pass
+
+    def is_due(self, position: Position) -> bool:
+        return False
 
     def log_step(self, position: Position, record: Record) -> None:
         pass
@@ -118,9 +109,11 @@ class NullLogger:
 class TrainingLogger:
     """Writes scalars every `every` images and sample grids every `pictures` images; the x axis is images seen.
 
-    samples: generated samples in a grid (32 times as many points in a plot of points). holdout: held-out real samples
-    on which the discriminator is measured. settings: the resolved configuration, for TensorBoard. game, ema, dataset,
-    seed: of the run. Previews draw from generators of their own, so logging never changes training.
+    picture_minutes: longest time between two grids, also; the first ones come at the start and soon after it (see
+    `Position.passed_time`); None for grids by images only. samples: generated samples in a grid (32 times as many
+    points in a plot of points). holdout: held-out real samples on which the discriminator is measured. settings: the
+    resolved configuration, for TensorBoard. game, ema, dataset, seed: of the run. Previews draw from generators of
+    their own, so logging never changes training.
     Raises SettingError.
     """
 
@@ -135,27 +128,32 @@ class TrainingLogger:
         seed: int,
         every: int = 2_000,
         pictures: int = 50_000,
+        picture_minutes: float | None = 5.0,
         samples: int = 64,
         holdout: int = 256,
     ) -> None:
-        self.check_settings(every=every, pictures=pictures, samples=samples, holdout=holdout)
+        self.check_settings(
+            every=every, pictures=pictures, picture_minutes=picture_minutes, samples=samples, holdout=holdout
+        )
         self.folder, self.settings = folder, settings
         self.game, self.ema, self.dataset, self.seed = game, ema, dataset, seed
-        self.every, self.pictures, self.samples, self.holdout = every, pictures, samples, holdout
+        self.every, self.pictures, self.picture_minutes = every, pictures, picture_minutes
+        self.samples, self.holdout = samples, holdout
         self.latest: dict[str, float] = {}
-        self.length: int | None = None
-        self.minutes: float | None = None
         self._sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
 
     @staticmethod
-    def check_settings(**settings: int) -> None:
+    def check_settings(*, picture_minutes: float | None = None, **settings: int) -> None:
         """Raises SettingError for values that are wrong whatever the data."""
         require_at_least(1, **settings)
+        require_positive(picture_minutes=picture_minutes)
 
-    def open(self, position: Position, *, length: int | None = None, minutes: float | None = None) -> None:
-        """Fixes the noise and the real samples that are shown, and deletes what was logged after `position`."""
+    def open(self, position: Position) -> None:
+        """Fixes the noise and the real samples that are shown, deletes what was logged after `position`.
+
+        A new run draws its first grid here.
+        """
         self.folder.truncate_after(position.images)
-        self.length, self.minutes = length, minutes
         game, count = self.game, self.samples * (1 if len(self.dataset.shape) == 3 else _POINTS)
         device = game.stream.device
         self.noise = game.prior.sample(count, seeded(self.seed, "preview")).to(device)
@@ -167,12 +165,12 @@ class TrainingLogger:
         seen = self.dataset.batch(0, size=min(self.holdout, len(self.dataset)), seed=self.seed)
         self.seen = _first(seen, self.holdout, classes)
         self.limits = None if real.ndim == 4 else image_grids.limits(real)
-        self.bar = tqdm(
-            total=length, initial=position.images, unit="img", unit_scale=True, disable=not sys.stderr.isatty()
-        )
+        self.bar = tqdm(total=1.0, initial=position.progress, bar_format=_BAR, disable=not sys.stderr.isatty())
         self._first_images = self._last_images = position.images
         self._last_time = time.monotonic()
         self._last_line = 0.0
+        if not position.images:
+            self.draw(position)
 
     @cached_property
     def writer(self) -> SummaryWriter:
@@ -193,21 +191,30 @@ class TrainingLogger:
 
     def log_step(self, position: Position, record: Record) -> None:
         """Adds the step to the running means; writes a row and a sample grid where they are due."""
-        self.bar.update(position.step_images)
+        self.bar.update(position.progress - self.bar.n)
         real_logits, fake_logits = record["real_logits"], record["fake_logits"]
         assert isinstance(real_logits, Tensor) and isinstance(fake_logits, Tensor)
         for name, value in record.items():
-            if isinstance(value, float):
+            if isinstance(value, float) or value.ndim == 0:
                 self._add(name, value)
         threshold = decision_threshold(real_logits, fake_logits, self.game.loss)
         for name, value in game_statistics(real_logits, fake_logits, threshold).items():
             self._add(name, value)
         if self.game.augment.draws:
             self._add("augment/strength", self.game.augment.strength)
-        if position.passed(self.every) or position.progress >= 1.0:
+        if self._row_is_due(position):
             self._flush(position, real_logits, fake_logits, record)
-        if position.passed(self.pictures):
+        if self._picture_is_due(position):
             self.draw(position)
+
+    def is_due(self, position: Position) -> bool:
+        return self._row_is_due(position) or self._picture_is_due(position)
+
+    def _row_is_due(self, position: Position) -> bool:
+        return position.passed(self.every) or position.progress >= 1.0
+
+    def _picture_is_due(self, position: Position) -> bool:
+        return position.passed(self.pictures) or position.passed_time(self.picture_minutes)
 
     def log_values(self, position: Position, values: Mapping[str, float]) -> None:
         for name, value in values.items():
@@ -229,7 +236,7 @@ class TrainingLogger:
     def rewind(self, position: Position) -> None:
         self._close_files()
         self.__dict__.pop("writer", None)
-        self.open(position, length=self.length, minutes=self.minutes)
+        self.open(position)
 
     def _close_files(self) -> None:
         self.bar.close()
@@ -282,13 +289,13 @@ class TrainingLogger:
             f"D {values['loss/discriminator']:.3f}, G {values['loss/generator']:.3f}, "
             f"right on real {values['accuracy/real']:.2f}, on fake {values['accuracy/fake']:.2f}"
         )
-        left = timedelta(seconds=round(position.seconds / max(position.progress, 1e-9) * (1 - position.progress)))
-        # The bar counts images and knows nothing of a budget in minutes.
-        self.bar.set_postfix_str(text if self.minutes is None else f"{text}, {left} left at most")
+        left = timedelta(seconds=round(min(position.seconds_left, _YEAR)))
+        images, speed = f"{position.images:,} images", f"{values['speed/images_per_second']:,.0f} images/s"
+        self.bar.set_description_str(f"{images}, {speed}, {left} left")
+        self.bar.set_postfix_str(text)
         if self.bar.disable and (time.monotonic() - self._last_line > _LINE_SECONDS or position.progress >= 1.0):
             self._last_line = time.monotonic()
-            done, speed = f"{position.images:,} images ({position.progress:.0%})", values["speed/images_per_second"]
-            log.info("%s: %s; %s images/s, %s left", done, text, f"{speed:,.0f}", left)
+            log.info("%s (%.0f%%): %s; %s, %s left", images, 100 * position.progress, text, speed, left)
 
     def draw(self, position: Position) -> image_grids.Array:
         """Writes grids of real samples, of the generator's and of the averaged generator's; returns the last one."""

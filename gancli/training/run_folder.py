@@ -131,8 +131,11 @@ class RunFolder:
             f"{FORMAT}. Use gancli {version} for this run, or train it anew."
         )
 
-    def describe(self, settings: Mapping[str, Any], *, overrides: list[str]) -> None:
-        """Writes config.yaml, and adds a start to run.json: the overrides, versions, and the commit."""
+    def describe(self, settings: Mapping[str, Any], *, overrides: list[str], weights_from: str | None = None) -> None:
+        """Writes config.yaml, and adds a start to run.json: the overrides, versions, and the commit.
+
+        weights_from: the checkpoint of another run whose weights this start begins with.
+        """
         packages = ("torch", "torchvision", "numpy", "hydra-core", "omegaconf")
         start = {
             "began": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -141,6 +144,8 @@ class RunFolder:
             | {name: metadata.version(name) for name in packages},
             "git_commit": git_commit(),
         }
+        if weights_from is not None:
+            start["weights_from"] = weights_from
         self._write_starts([*self.starts(), start])
         atomic_write(self.config, yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True).encode())
 
@@ -149,6 +154,10 @@ class RunFolder:
         starts = self.starts()
         starts[-1]["ended"] = how
         self._write_starts(starts)
+
+    def has_ended(self, how: str) -> bool:
+        """Whether the last start ended in this way."""
+        return bool(starts := self.starts()) and starts[-1].get("ended") == how
 
     def starts(self) -> list[Row]:
         """Returns one row per start, oldest first; none where the file is missing or damaged."""
@@ -274,12 +283,18 @@ def settings_to_continue(
         saved = folder.settings(trust=settings["trust"])
         if not any(override.startswith("experiment=") for override in overrides):  # which sets everything
             settings = _apply_overrides(saved, settings, overrides)
+    if settings.get("init") not in (None, saved.get("init")):
+        log.warning(
+            "init=%s: not used, since this run has begun already and goes on with its own weights", settings["init"]
+        )
+    settings["init"] = saved.get("init")
     changed = config.differences(saved, settings)
     if changed:
         raise UserError(
             f"{folder.path} was trained with other settings, so it cannot go on with these:\n  "
             + "\n  ".join(changed)
-            + "\nUse the run's own settings, or start a new run in another hydra.run.dir."
+            + "\nUse the run's own settings, or start a new run in another hydra.run.dir; with "
+            f"init={folder.path} it begins with the weights of this one."
         )
     return settings, True
 

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gancli.schedules import Schedule, at
 
@@ -23,27 +23,24 @@ class ScheduledOptimizer:
         self.parameters = list(parameters)
         self.optimizer = make.func(self.parameters, **{key: at(value, 0.0) for key, value in make.keywords.items()})
         self.scheduled = {key: value for key, value in make.keywords.items() if key == "lr" or _is_scheduled(value)}
+        self.lr = float(self.optimizer.param_groups[0]["lr"])  # of the last step
 
-    @property
-    def lr(self) -> float:
-        """The learning rate of the last step."""
-        return float(self.optimizer.param_groups[0]["lr"])
-
-    def step(self, progress: float, *, lr_factor: float = 1.0) -> None:
+    def step(self, progress: float, *, lr_factor: float = 1.0, skip: Tensor | None = None) -> None:
         """Updates the parameters from their gradients, then sets the gradients to None.
 
-        progress: fraction of the run that is done, 0 to 1. lr_factor: factor of the scheduled learning rate.
+        progress: fraction of the run that is done, 0 to 1. lr_factor: factor of the scheduled learning rate. skip: see
+        `step_unless`.
         """
         settings = {key: at(value, progress) for key, value in self.scheduled.items()}
         if "lr" in settings:
-            settings["lr"] *= lr_factor
-        self._apply(settings)
+            self.lr = settings["lr"] = settings["lr"] * lr_factor
+        self._apply(settings, skip)
         self.optimizer.zero_grad(set_to_none=True)
 
-    def _apply(self, settings: dict[str, Any]) -> None:
+    def _apply(self, settings: dict[str, Any], skip: Tensor | None) -> None:
         for group in self.optimizer.param_groups:
             group.update(settings)
-        self.optimizer.step()
+        step_unless(self.optimizer, skip)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the optimizer's state."""
@@ -52,7 +49,40 @@ class ScheduledOptimizer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores `state`. Raises ValueError and what torch raises if it does not fit the parameters."""
         self.optimizer.load_state_dict(state)
+        self.lr = float(self.optimizer.param_groups[0]["lr"])
         self.optimizer.zero_grad(set_to_none=True)  # drops the gradients of a step that a rollback interrupted
+
+
+@torch.no_grad()
+def step_unless(optimizer: torch.optim.Optimizer, skip: Tensor | None) -> None:
+    """Makes a step of `optimizer`, unless `skip` says that it is not to be made.
+
+    skip: 0-dim float32 on the device of the parameters, 1 or 0; None for 0. The device decides, so that the host does
+    not wait for what it computes, unless the optimizer keeps state on the host. A skipped step leaves parameters and
+    state, step counters too, bit by bit as they were, whatever the gradients are. State that the first step makes is
+    zero where that one is skipped.
+    """
+    if skip is None:
+        optimizer.step()
+    elif optimizer.defaults.get("fused"):
+        optimizer.grad_scale, optimizer.found_inf = None, skip  # type: ignore[attr-defined]  # of GradScaler's protocol
+        optimizer.step()
+        del optimizer.grad_scale, optimizer.found_inf  # type: ignore[attr-defined]
+    else:
+        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        state = optimizer.state  # which makes what is not there where it is indexed
+        before = [(weight, weight.clone(), _clones(state.get(weight, {}))) for weight in weights]
+        optimizer.step()
+        for weight, old, old_state in before:
+            weight.copy_(torch.where(skip > 0, old, weight))
+            for key, value in state.get(weight, {}).items():
+                if isinstance(value, Tensor):
+                    skipped = skip.to(value.device) > 0
+                    value.copy_(torch.where(skipped, old_state.get(key, torch.zeros_like(value)), value))
+
+
+def _clones(state: dict[str, Any]) -> dict[str, Tensor]:
+    return {key: value.clone() for key, value in state.items() if isinstance(value, Tensor)}
 
 
 def _is_scheduled(value: Any) -> bool:

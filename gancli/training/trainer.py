@@ -6,7 +6,8 @@ import logging
 import signal
 import time
 from collections.abc import Iterator
-from typing import Any
+from functools import partial
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch import Tensor
 from gancli.datasets.base import Dataset
 from gancli.distributed.process_group import ProcessGroup
 from gancli.distributed.signals import Request, Signals
-from gancli.errors import Diverged, SettingError, UserError, require_at_least
+from gancli.errors import Diverged, SettingError, UserError, require_at_least, require_positive
 from gancli.game import PLAYERS, Game
 from gancli.game_value import decision_threshold
 from gancli.randomness import random_state, set_random_state
@@ -22,7 +23,9 @@ from gancli.training import accumulation
 from gancli.training.checkpoint import Checkpoints
 from gancli.training.ema import EMA
 from gancli.training.evaluation import PeriodicEvaluation
-from gancli.training.logging import Logger, Position
+from gancli.training.guard import Guard
+from gancli.training.logging import Logger
+from gancli.training.position import Position
 from gancli.training.scheduled_optimizer import ScheduledOptimizer
 from gancli.updates import PlayerUpdate, Update
 
@@ -72,9 +75,12 @@ class Trainer:
         self.logger, self.evaluation, self.health = logger, evaluation, evaluation.health
         self.seed, self.batch_size, self.accumulate = seed, batch_size, accumulate
         self.length, self.minutes, self.max_time = images, minutes, max_time
+        delayed = game.stream.device.type == "cuda" and process_group.world_size == 1
+        self.guard = Guard(self._stop_at, delayed=delayed)
         self.step_images = batch_size * update.discriminator_steps
         self.step = 0
         self.seconds = 0.0  # of training, over all starts of the run
+        self.step_seconds = 0.0  # of these, since the step before
         self.startup_seconds = 0.0  # of this start before the first step, the same in all processes
         self.rollbacks = 0
         self.lr_factor = 1.0  # on both learning rates, lowered by each rollback
@@ -92,16 +98,16 @@ class Trainer:
     ) -> None:
         """Raises SettingError with everything that is wrong whatever the data."""
         errors = []
-        try:
-            require_at_least(1, batch_size=batch_size, accumulate=accumulate, images=images)
-        except SettingError as error:
-            errors.append(str(error))
+        for check in (
+            partial(require_at_least, 1, batch_size=batch_size, accumulate=accumulate, images=images),
+            partial(require_positive, minutes=minutes, max_time=max_time),
+        ):
+            try:
+                check()
+            except SettingError as error:
+                errors.append(str(error))
         if images is None and minutes is None:
             errors.append("images=null, minutes=null: one of them must say when to stop")
-        times = {"minutes": minutes, "max_time": max_time}
-        errors += [
-            f"{name}={value}: a time above 0" for name, value in times.items() if not (value is None or value > 0)
-        ]
         parts = world_size * accumulate
         if parts > 1 and batch_size % parts:
             errors.append(
@@ -125,7 +131,13 @@ class Trainer:
     @property
     def position(self) -> Position:
         """Where the run stands, for logging and evaluation."""
-        return Position(images=self.images, step_images=self.step_images, seconds=self.seconds, progress=self.progress)
+        return Position(
+            images=self.images,
+            step_images=self.step_images,
+            seconds=self.seconds,
+            step_seconds=self.step_seconds,
+            progress=self.progress,
+        )
 
     def fit(self, signals: Signals | None = None) -> None:
         """Trains to the end, or until a signal, and leaves a checkpoint of the last step.
@@ -133,7 +145,8 @@ class Trainer:
         signals: may have received some already. Raises Diverged, Collapsed, OSError.
         """
         self.saved_images = -1 if self.step == 0 else self.images
-        self.logger.open(self.position, length=self.length, minutes=self.minutes)
+        self.step_seconds = 0.0
+        self.logger.open(self.position)
         earlier = self.seconds
         began = time.monotonic() - earlier
         try:
@@ -142,18 +155,18 @@ class Trainer:
                     request = Request()
                     try:
                         record = self.train_step()
-                        self.seconds, request = signals.poll(self.process_group, time.monotonic() - began)
+                        seconds, request = signals.poll(self.process_group, time.monotonic() - began)
+                        self.seconds, self.step_seconds = seconds, seconds - self.seconds
+                        if request != Request() or self._is_late(earlier) or self._is_seen():
+                            self.guard.read()
                         self.logger.log_step(self.position, record)
                         if self.evaluation.is_due(self.position):
                             self.evaluate()
                     except Diverged as error:
                         self.rollback(error)
-                    due = self.position.passed(self.checkpoints.every) and self.saved_images < self.images
-                    if request.save or due:
+                    if request.save or (self.checkpoints.due(self.position) and self.saved_images < self.images):
                         self.save()
-                    here = self.startup_seconds + self.seconds - earlier
-                    late = self.max_time is not None and here >= 60 * self.max_time
-                    self.stopped_by = request.stop or ("train.max_time" if late else None)
+                    self.stopped_by = request.stop or ("train.max_time" if self._is_late(earlier) else None)
                     if request.requeue:
                         signals.requeue(self.process_group)
                 if self.saved_images != self.images:
@@ -161,16 +174,32 @@ class Trainer:
         finally:
             self.logger.close(self.position)
 
+    def _is_late(self, earlier: float) -> bool:
+        """Whether this start has had its time. earlier: seconds of training before it."""
+        here = self.startup_seconds + self.seconds - earlier
+        return self.max_time is not None and here >= 60 * self.max_time
+
+    def _is_seen(self) -> bool:
+        """Whether the last step ends the run, or is logged, measured or saved."""
+        parts = (self.logger.is_due, self.evaluation.is_due, self.checkpoints.due)
+        return self.progress >= 1.0 or any(is_due(self.position) for is_due in parts)
+
     def train_step(self) -> dict[str, Tensor | float]:
-        """One step of the game: gradients, guard, optimizers, EMA. Returns what there is to log."""
-        progress, record = self.progress, dict[str, Any]()
+        """One step of the game: gradients, guard, optimizers, EMA. Returns what there is to log.
+
+        On a GPU `guard.read` must say that the step was made before anything else looks at its outcome.
+        """
+        progress, record, skip = self.progress, dict[str, Tensor | float](), None
         self.game.augment.prepare(progress)
         for update in self._player_updates(progress):
-            record |= self._guard(update)
+            numbers, skip = self.guard.check(self._numbers(update), step=self.step)
+            record |= numbers | self._observe(update)
             for player in update.players:
-                self.optimizers[player].step(progress, lr_factor=self.lr_factor)
+                self.optimizers[player].step(progress, lr_factor=self.lr_factor, skip=skip)
                 record[f"lr/{player}"] = self.optimizers[player].lr
-        self.ema.update(self.game.generator, images=self.images, step_images=self.step_images, progress=progress)
+        self.ema.update(
+            self.game.generator, images=self.images, step_images=self.step_images, progress=progress, skip=skip
+        )
         self.step += 1
         return record
 
@@ -196,22 +225,26 @@ class Trainer:
         )
         return samples, labels if self.game.generator.num_classes else None
 
-    def _guard(self, update: PlayerUpdate) -> dict[str, Tensor | float]:
-        """Raises Diverged before the optimizers where a loss or a gradient is not finite. Waits for the device once."""
-        norms = {player: _gradient_norm(self.optimizers[player].parameters) for player in update.players}
+    def _numbers(self, update: PlayerUpdate) -> dict[str, Tensor]:
+        """Returns all that must be finite for `update` to be made, 0-dim each."""
         named = {f"loss/{player}": value for player, value in update.losses.items()}
         named |= {f"penalty/{name}": value for name, value in update.penalties.items()}
-        named |= {f"grad_norm/{player}": norm for player, norm in norms.items()}
-        numbers = dict(zip(named, torch.stack(list(named.values())).tolist(), strict=True))
-        for name, number in numbers.items():
-            if not abs(number) < float("inf"):
-                raise Diverged(self._divergence_message(name, number), good_images=self.images)
-        record: dict[str, Tensor | float] = dict(numbers)
-        if update.real_logits is not None and update.fake_logits is not None:
-            threshold = decision_threshold(update.real_logits, update.fake_logits, self.game.loss)
-            self.game.augment.observe(update.real_logits, update.fake_logits, threshold=threshold)
-            record |= {"real_logits": update.real_logits, "fake_logits": update.fake_logits}
-        return record
+        for player in update.players:
+            named[f"grad_norm/{player}"] = _gradient_norm(self.optimizers[player].parameters)
+        return named
+
+    def _observe(self, update: PlayerUpdate) -> dict[str, Tensor]:
+        """Shows the logits to the augmentation, and returns them."""
+        if update.real_logits is None or update.fake_logits is None:
+            return {}
+        threshold = decision_threshold(update.real_logits, update.fake_logits, self.game.loss)
+        self.game.augment.observe(update.real_logits, update.fake_logits, threshold=threshold)
+        return {"real_logits": update.real_logits, "fake_logits": update.fake_logits}
+
+    def _stop_at(self, step: int, name: str, number: float) -> NoReturn:
+        """Raises Diverged in the state before `step`, which may be the step before this one."""
+        self.step = step
+        raise Diverged(self._divergence_message(name, number), good_images=self.images)
 
     def _divergence_message(self, name: str, number: float) -> str:
         kind, _, of = name.partition("/")
@@ -222,13 +255,14 @@ class Trainer:
             f"the {player}'s {what} became {number} at step {self.step} (after {self.images} images); "
             "the update was not made.\n"
             f"  last good checkpoint: {files[-1] if files else 'none yet'}\n"
-            "  try, in a new run: a lower optimizer.discriminator.lr or optimizer.generator.lr, "
-            "a larger penalty weight (penalty.r1.weight), another loss, or device.precision=float32"
+            f"  try, in a new run: {self.health.remedies.divergence}"
         )
 
     def evaluate(self) -> None:
         """Measures the averaged generator and keeps the best checkpoint. Raises Collapsed."""
         result = self.evaluation.evaluate(self.ema.network, self.game, seed=self.seed, position=self.position)
+        self.seconds += result.seconds
+        self.step_seconds += result.seconds
         if result.is_best and self.process_group.is_main_process:
             self.checkpoints.save_best(self.state_dict(), images=self.images)
         self.evaluation.check_health(result, self.position)
@@ -257,6 +291,7 @@ class Trainer:
 
     def save(self) -> None:
         """Writes a checkpoint, and keeps the one that a rollback would go to."""
+        self.guard.read()
         healthy = self.evaluation.healthy_images if self.health.action == "rollback" else None
         if self.process_group.is_main_process:
             self.checkpoints.save(self.state_dict(), images=self.images, healthy_images=healthy)
@@ -269,6 +304,7 @@ class Trainer:
             "shape": list(self.dataset.shape),
             "samples": len(self.dataset),
             "num_classes": self.game.generator.num_classes,
+            "threads": torch.get_num_threads(),
             "seconds": self.seconds,
             "rollbacks": self.rollbacks,
             "lr_factor": self.lr_factor,

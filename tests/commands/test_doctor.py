@@ -27,14 +27,23 @@ def doctor(cli, tmp_path, monkeypatch):
         result = cli("doctor", *tiny, *words)
         assert result.status == 0, result.err
         assert list(tmp_path.iterdir()) == []
-        return result.err
+        assert "images/s" in result.out and "images/s" not in result.err, "results alone are on standard output"
+        return result.out + result.err
 
     return call
 
 
 def test_speed_memory_length_metrics_and_launcher_are_reported(doctor):
     output = doctor(*FEW)
-    for word in ("parameters", "images/s", "GiB", "64 images in 0:0", "metrics       fid", "launcher      none: the"):
+    for word in (
+        "parameters",
+        "images/s",
+        "GiB",
+        "64 images in 0:0",
+        "metrics       fid",
+        "launcher      none: the",
+        "measuring steps",
+    ):
         assert word in output, word
     assert "mode collapse" not in output and output.count("device: ") == 1
 
@@ -142,11 +151,16 @@ def test_only_the_main_process_of_two_prints(tmp_path):
     common = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     processes = [
         subprocess.Popen(
-            words, cwd=tmp_path, env=common | {"RANK": rank, "LOCAL_RANK": rank}, stderr=subprocess.PIPE, text=True
+            words,
+            cwd=tmp_path,
+            env=common | {"RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         for rank in "01"
     ]
-    errors = [process.communicate(timeout=300)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], errors
-    assert "".join(errors).count("images/s") == 1 and "2 processes" in errors[0]
+    printed = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], printed
+    assert "".join(printed).count("images/s") == 1 and "2 processes" in printed[0]
     assert list(tmp_path.iterdir()) == []

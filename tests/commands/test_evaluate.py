@@ -10,6 +10,8 @@ from conftest import TINY
 from PIL import Image
 
 from gancli.commands.evaluate import table
+from gancli.metrics import fidelity
+from gancli.metrics.base import Number
 
 FEW = ["count=40", "reference_count=100"]  # in the features of the run, which are random
 
@@ -25,18 +27,25 @@ def rows(folder):
 
 
 def test_a_row_has_every_metric_and_its_protocol(cli, copied):
+    fidelity._warn.cache_clear()
     result = cli("evaluate", f"run={copied}", *FEW)
     assert result.status == 0, result.err
     (row,) = rows(copied)
     names = {"fd_random", "kd_random", "kd_random_std", "precision", "recall", "density", "coverage"}
+    assert "left out" not in result.err, "nobody asked for metrics of points"
+    assert "fd_random: 40 samples are no more than the 128 features" in result.err
     assert set(row["values"]) == names | {"nearer_to_train", "closer_than_holdout", "duplicates"}
     assert (row["by"], row["checkpoint"], row["images"]) == ("evaluate", "images-000000000064.pt", 64)
     assert (row["samples"], row["seed"], row["weights"]) == (40, 0, "ema")
     assert [row[key] for key in ("reference", "reference_count", "features", "resize")] == [
         *("train", 100, "random", "none")
     ]
-    lines = [line for line in result.err.splitlines() if "copy images" in line or " real, " in line]
+    head, *lines = result.out.partition("\n\n")[0].splitlines()
     assert [line.split("  ")[0] for line in lines] == ["40 real, holdout", "copy images-000000000064"]
+    shown = sorted(names - {"kd_random_std"} | {"nearer_to_train", "closer_than_holdout", "duplicates"})
+    assert sorted(head.replace("↓", "").replace("↑", "").split()) == shown
+    legend = result.out.partition("\n\n")[2].splitlines()
+    assert sorted(line.split()[0] for line in legend[1:]) == shown and "lower is better" in legend[0]
     assert row["metrics"]["precision_recall"] == {"neighbours": 3, "count": 10_000}
     assert (copied / "samples" / "neighbours-images-000000000064.png").stat().st_size > 0
 
@@ -49,7 +58,7 @@ def test_numbers_are_reproducible_and_depend_on_the_seed(cli, copied):
 
 
 def test_real_samples_score_better_than_noise(cli, copied):
-    lines = cli("evaluate", f"run={copied}", "metric=[fid]", "count=200").err.splitlines()
+    lines = cli("evaluate", f"run={copied}", "metric=[fid]", "count=200").out.splitlines()
     real, noise = (float(line.split()[-1]) for line in lines if line.startswith(("180 real", "copy images")))
     assert real < 0.1 * noise and noise == pytest.approx(rows(copied)[0]["values"]["fd_random"], rel=1e-3)
 
@@ -120,11 +129,9 @@ def test_several_runs_are_printed_in_one_table(cli, copied, train):
     train("seed=5")
     result = cli("evaluate", f"run=[{copied},run]", *FEW, "metric=[fid]")
     assert result.status == 0, result.err
-    header = result.err.splitlines().index(
-        next(line for line in result.err.splitlines() if line.split() == ["fd_random"])
-    )
-    starts = [line[:4] for line in result.err.splitlines()[header + 1 :]]
-    assert starts == ["40 r", "copy", "run "], "the row of real samples is printed once"
+    head, *lines = result.out.partition("\n\n")[0].splitlines()
+    assert head.split() == ["fd_random", "↓"]
+    assert [line[:4] for line in lines] == ["40 r", "copy", "run "], "the row of real samples is printed once"
     assert len(rows(copied)) == 1
 
 
@@ -132,15 +139,42 @@ def test_points_are_measured_by_metrics_of_their_own(cli):
     words = [word for word in TINY if "channels" not in word]
     assert cli("train", *words, "dataset=gaussian_grid", "network=mlp", "hydra.run.dir=run").status == 0
     result = cli("evaluate", "run=run", "count=50", "reference_count=100")
-    assert result.status == 0 and "left out, since not defined for this run: density_coverage, fid" in result.err
+    assert result.status == 0 and "left out" not in result.err
     assert set(rows(Path("run"))[0]["values"]) == {"reverse_kl", "modes", "modes_held", "high_quality"}
 
 
 def test_a_conditional_run_is_measured_in_each_class(cli, train):
     folder = train("conditional=true")
     result = cli("evaluate", "run=run", "metric=[fid_per_class]", "count=40")
-    assert result.status == 0 and result.err.splitlines()[-3].split() == ["fd_random_class_mean"]
-    assert {f"fd_random_class_{label}" for label in [*range(10), "mean"]} == set(rows(folder)[0]["values"])
+    assert result.status == 0
+    head, _, numbers, *_ = result.out.splitlines()
+    assert head.split() == ["fd_random_class_mean", "↓", "fd_random_class_worst", "↓"]
+    (row,) = rows(folder)
+    assert {f"fd_random_class_{label}" for label in [*range(10), "mean", "worst"]} == set(row["values"])
+    classes = [row["values"][f"fd_random_class_{label}"] for label in range(10)]
+    assert row["values"]["fd_random_class_worst"] == max(classes)
+    assert row["worst_class"] == f"class {classes.index(max(classes))}" and f"({row['worst_class']})" in numbers
+
+
+def test_a_class_is_called_by_the_name_of_its_folder(cli, tmp_path):
+    for seed, name in enumerate(("cats", "dogs")):
+        write_images(tmp_path / name, 20, size=8, seed=seed)
+    words = ["dataset=folder", "dataset.path=photos", "dataset.resolution=8", "dataset.labels=true", "conditional=true"]
+    (tmp_path / "photos").mkdir()
+    for name in ("cats", "dogs"):
+        (tmp_path / name).rename(tmp_path / "photos" / name)
+    assert cli("train", *TINY, *words, "hydra.run.dir=run").status == 0
+    result = cli("evaluate", "run=run", "metric=[fid_per_class,line]", "count=10")
+    (row,) = rows(Path("run"))
+    assert row["worst_class"] in ("cats", "dogs") and f"({row['worst_class']})" in result.out
+    assert "left out, since not defined for this data and these features: line" in result.err, "it was asked for"
+
+
+def test_what_was_measured_is_printed_though_it_cannot_be_kept(cli, copied):
+    (copied / "evaluations.jsonl").mkdir()
+    result = cli("evaluate", f"run={copied}", *FEW, "metric=[fid]")
+    assert result.status == 2 and "evaluations.jsonl" in result.err and "Traceback" not in result.err
+    assert "copy images-000000000064" in result.out
 
 
 def write_images(folder, count, *, size=16, seed=0):
@@ -157,7 +191,7 @@ def test_one_folder_is_compared_with_another(cli, tmp_path):
     assert result.status == 0, result.err
     assert "against 15 real samples" in result.err and "features random" in result.err
     everything = cli("evaluate", "folders=[generated,real]")
-    assert everything.status == 0 and "left out, since not defined for this run: line, memorisation" in everything.err
+    assert everything.status == 0 and "left out" not in everything.err
     assert not list(tmp_path.glob("*.jsonl"))
     resized = cli("evaluate", "folders=[generated,real]", "metric=[fid]", "count=5", "resolution=8", "out=row.json")
     assert resized.status == 0 and "5 of 12 generated images" in resized.err
@@ -195,9 +229,31 @@ def test_data_tells_where_a_moved_data_set_is(cli, tmp_path):
 
 
 def test_columns_are_aligned_and_single_classes_left_out():
+    numbers = {"fid": Number("lower", ""), "kid": Number("lower", ""), "recall": Number("higher", "")}
     one = {"of": "a", "values": {"fid": 1.5, "fid_class_3": 2, "fd_random_class_12": 2}}
-    lines = table([one, {"of": "longer", "values": {"kid": 0.125}}])
-    assert lines == ["        fid    kid", "a       1.5       ", "longer       0.125"]
+    two = {"of": "longer", "values": {"kid": 0.125, "kid_std": 0.5, "recall": 0.5}}
+    assert table([one, two], numbers) == [
+        "        fid ↓        kid ↓  recall ↑",
+        "a         1.5            -         -",
+        "longer      -  0.125 ± 0.5       0.5",
+    ]
+    assert table([one, two], numbers, width=30) == [
+        "        fid ↓        kid ↓",
+        "a         1.5            -",
+        "longer      -  0.125 ± 0.5",
+        "",
+        "        recall ↑",
+        "a              -",
+        "longer       0.5",
+    ]
+
+
+def test_the_table_and_its_legend_fit_into_the_terminal(cli, copied, monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    result = cli("evaluate", f"run={copied}", *FEW)
+    assert result.status == 0 and max(map(len, result.out.splitlines())) <= 80
+    assert result.out.count("copy images-000000000064") > 1, "divided into several tables"
 
 
 WRONG = {

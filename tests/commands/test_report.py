@@ -39,15 +39,20 @@ def test_the_report_of_a_sweep_shows_differing_settings_results_and_failures(cli
     assert cli("train", "-m", *words, "hydra.sweep.subdir=bad", "train.batch_size=100_000").status == 2
     result = cli("report", f"run={sweep}")
     assert result.status == 0, result.err
-    head, first, second, bad, *_ = result.err.splitlines()
+    head, first, second, bad, *_ = result.err.splitlines()[1:]
     assert head.split()[:3] == ["run", "loss", "images"]
     assert "seed" not in head, "settings in which all runs agree are left out"
     assert (first.split()[:2], second.split()[:2]) == (["0", "Hinge"], ["1", "NonSaturating"])
     assert first.split()[-1] == second.split()[-1] == "finished"
     assert bad.startswith("bad") and "never began: this job failed: train.batch_size=100000: larger" in bad
+    best = min("01", key=lambda name: last_values(sweep / name)["fd_random"])
+    assert f"best          {sweep}/{best}, by fd_random: " in result.err
     page = (sweep / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 3, "the curves, and the samples of two runs"
+    assert page.count("data:image/png;base64,") == 4, "two plots, and the samples of two runs"
     assert page.count('class="gallery"') == 1 and page.index('class="gallery"') < page.rindex("<img")
+    for name, loss in (("0", "Hinge"), ("1", "NonSaturating")):
+        assert f"<figcaption>{name}{' ★' * (name == best)}: loss={loss}, seed=0, fd_random " in page
+    assert "://" not in page and "<script" not in page, "it refers to nothing elsewhere"
     values = [json.loads(line)["values"] for line in (sweep / "0" / "evaluations.jsonl").read_text().splitlines()]
     assert f"{values[-1]['fd_random']:.4g}" in page
     assert f"{min(row['fd_random'] for row in values):.4g}" in page
@@ -74,14 +79,28 @@ def test_runs_are_sorted_best_first_and_those_without_the_value_come_last(tmp_pa
     for name, values in modes.items():
         write_run(tmp_path / name, [{"reverse_kl": 0.1 * value, "modes": value} for value in values])
     result = cli("report", f"run={tmp_path}", "sort=modes")
-    assert [line.split()[0] for line in result.err.splitlines()[1:5]] == ["b", "a", "c", "d"]
+    assert [line.split()[0] for line in result.err.splitlines()[2:6]] == ["b", "a", "c", "d"]
     assert "best reverse_kl" in result.err and "best modes" not in result.err
     for name in modes:
         (tmp_path / name / "config.yaml").write_text("objective: modes")
     result = cli("report", f"run=[{tmp_path}/a,{tmp_path}/b]", "sort=modes", "out=both.html")
-    head, first = (line.split() for line in result.err.splitlines()[:2])
+    head, first = (line.split() for line in result.err.splitlines()[1:3])
     assert " ".join(head).endswith("reverse_kl modes best reverse_kl best modes ended") and first[-3:-1] == ["0.7", "8"]
     assert (tmp_path / "both.html").exists()
+
+
+def test_runs_that_differ_in_the_seed_alone_are_one_line(tmp_path, cli):
+    for name, (seed, values) in {"a": (1, [8.0, 4.0]), "b": (2, [6.0, 2.0]), "c": (1, [9.0, 7.0])}.items():
+        loss = "Hinge" if name == "c" else "Minimax"
+        settings = f"loss: {{_target_: gancli.losses.{loss}}}\nseed: {seed}\nobjective: null"
+        write_run(tmp_path / name, [{"fid": value} for value in values], settings=settings)
+    result = cli("report", f"run={tmp_path}")
+    assert result.status == 0 and "by fid: 2\n" in result.err, result.err
+    page = (tmp_path / "report.html").read_text()
+    assert "The best by fid is b (2), marked with a star." in page and "<td>b ★</td>" in page
+    rows = ["loss=Minimax 2 3 1 2 4", "loss=Hinge 1 7 0 7 7"]
+    assert all("".join(f"<td>{cell}</td>" for cell in row.split()) in page for row in rows)
+    assert page.count("<img") == 2 and "Less is better." in page
 
 
 def test_a_truncated_line_is_skipped_and_a_run_without_evaluations_is_shown(tmp_path, cli):
@@ -138,7 +157,10 @@ def test_an_unexpected_failure_is_logged_and_reported(cli, tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["objective=fd_randm"], "objective=fd_randm: not among fd_random, diversity; did you mean fd_random?"),
+        (
+            ["objective=fd_randm"],
+            "objective=fd_randm: not among fd_random, diversity, diversity_within_classes; did you mean fd_random?",
+        ),
         (["hydra/sweeper=tpe", "evaluation.every=null", "seed=choice(0,1)", "-m"], "a search compares evaluations"),
     ],
 )

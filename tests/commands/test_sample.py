@@ -5,8 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import TINY
 from PIL import Image
+
+from gancli.commands.sample import FRAMES, STOPS, _walks, noise_rows
+from gancli.priors import Gaussian
 
 
 def arrays(cli, run, name, *overrides):
@@ -59,7 +63,43 @@ def test_every_format_is_written_into_the_run_folder_by_default(cli, trained, tm
     with Image.open(written["png"] / "00000.png") as image, np.load(written["npz"]) as file:
         assert np.array_equal(np.asarray(image), file["images"][0, :, :, 0])
     with Image.open(written["gif"]) as gif:
-        assert gif.n_frames > 12
+        assert 12 < gif.n_frames <= STOPS * FRAMES, "frames that are equal are one"
+
+
+def test_a_gif_begins_as_the_grid_of_the_same_samples_and_moves(cli, trained):
+    for kind in ("grid", "gif"):
+        suffix = "png" if kind == "grid" else "gif"
+        result = cli("sample", f"run={trained}", f"format={kind}", "count=8", "scale=2", f"out=a.{suffix}")
+        assert result.status == 0 and result.out == f"a.{suffix}\n", "only the file is on standard output"
+    with Image.open("a.png") as picture, Image.open("a.gif") as gif:
+        first = np.asarray(gif.convert("L"))
+        assert first.shape == (3 * 18 + 2, 3 * 18 + 2), "8 samples of 8x8 pixels, twice as large"
+        assert np.array_equal(first, np.asarray(picture))
+        gif.seek(FRAMES // 2)
+        assert not np.array_equal(np.asarray(gif.convert("L")), first)
+
+
+def test_a_walk_depends_on_the_seed_and_its_number_alone():
+    prior = Gaussian(dim=64)
+    many, few = (
+        _walks(prior, noise_rows(prior, count, seed=5), seed=5, truncation=None).view(-1, count, 64) for count in (8, 2)
+    )
+    assert torch.equal(many[:, :2], few) and len(many) == STOPS * FRAMES
+    steps = (many - many.roll(-1, dims=0)).norm(dim=-1)
+    assert steps.max() < 3 * steps.mean(), "the last frame leads to the first one"
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["scale=0"], "scale=0: at least 1"),
+        (["scale=2", "format=npz"], "scale=2: only for format=grid and format=gif"),
+        (["scale=x"], "scale=x"),
+    ],
+)
+def test_a_wrong_scale_is_refused(cli, trained, words, text):
+    result = cli("sample", f"run={trained}", *words)
+    assert result.status == 2 and text in result.err and "Traceback" not in result.err
 
 
 def test_a_file_that_exists_is_replaced_only_where_asked(cli, trained):
@@ -85,7 +125,9 @@ def test_points_are_sampled_as_arrays_or_a_plot(cli):
     points = arrays(cli, "run", "a", "count=5")["points"]
     assert points.shape == (5, 2) and points.dtype == np.float32
     assert cli("sample", "run=run", "out=ring.png").status == 0
-    assert cli("sample", "run=run", "format=gif").status == 2
+    for word in ("format=gif", "scale=2"):
+        result = cli("sample", "run=run", word)
+        assert result.status == 2 and "this run makes points" in result.err
 
 
 def test_a_checkpoint_is_chosen_by_its_number_of_images(cli, train):

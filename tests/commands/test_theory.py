@@ -9,11 +9,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import TINY
 
 from gancli import config
 from gancli.commands import check_settings, evaluate, theory
-from gancli.reporting.html import Image, Section, Table, render_page
+from gancli.reporting.html import Formula, Heading, Image, Section, Table, Terms, render_page
 from gancli.theory import CHAPTERS
 from gancli.theory.base import Chapter, Experiment, format_number, last_evaluation
 
@@ -101,6 +102,17 @@ def test_diagnostics_of_a_run_leave_its_checkpoints_unchanged(cli, train):
     assert {path: path.read_bytes() for path in Path("run/checkpoints").iterdir()} == before
 
 
+def test_weights_that_are_not_finite_are_one_clear_error(cli, train):
+    folder = train()
+    (file,) = (folder / "checkpoints").glob("images-*.pt")
+    state = torch.load(file, weights_only=True)
+    next(iter(state["generator"].values())).fill_(float("nan"))
+    torch.save(state, file)
+    result = cli("theory", "run=run")
+    assert result.status == 2 and "Traceback" not in result.err
+    assert f"{file.name}: generator." in result.err and "is not finite" in result.err
+
+
 @pytest.mark.parametrize(
     ("words", "text"),
     [
@@ -120,11 +132,19 @@ def test_bad_settings_are_refused_without_a_traceback(cli, trained, words, text)
 
 
 def test_texts_on_the_page_are_escaped():
-    parts = ["a < b", Table(["<x>"], [["1 & 2"]], "<c>"), Image(b"\x89PNG", '"quoted"')]
+    parts = [
+        Heading("<h>"),
+        Formula("0 < D < 1"),
+        Terms({"<dt>": "<dd>"}),
+        "a < b",
+        Table(["<x>"], [["1 & 2"]], "<c>"),
+        Image(b"\x89PNG", '"quoted"'),
+    ]
     section = Section(title="<t>", statement="s < t", parts=parts, commands=["gancli train a=<b>"])
     text = render_page("a < b", "c & d", [section])
     check_page(text)
-    assert "<x>" not in text and "a &lt; b" in text and "1 &amp; 2" in text and "&quot;quoted&quot;" in text
+    assert not any(word in text for word in ("<x>", "<h>", "D < 1", "<dt><dt>", "<dd><dd>"))
+    assert "a &lt; b" in text and "1 &amp; 2" in text and "&quot;quoted&quot;" in text
     assert re.search(r'name="viewport"', text), "readable on a phone"
 
 

@@ -12,7 +12,7 @@ from gancli.datasets.points import Dirac
 from gancli.diagnostics import saddle_point
 from gancli.diagnostics.base import TrainedRun
 from gancli.diagnostics.vector_field import VectorField
-from gancli.errors import SettingError
+from gancli.errors import SettingError, UserError
 from gancli.game import Game
 from gancli.losses import Minimax
 from gancli.networks.dirac import DiracDiscriminator, DiracGenerator
@@ -85,6 +85,23 @@ def test_the_description_of_cosines_along_the_path():
     assert "its sign does not change" in text and numbers["bump"] == 0
     text, numbers = saddle_point.describe_path_angle(share, 0.5 - share / 10 + 0.4 * np.exp(-100 * (share - 0.5) ** 2))
     assert numbers["bump"] == 0, "a bump far from the end does not count"
+
+
+def test_a_path_from_weights_that_are_not_finite_is_refused(monkeypatch):
+    run = run_of(points=[(float("nan"), 0.0), (0.0, 0.0)], monkeypatch=monkeypatch)
+    with pytest.raises(UserError, match=r"^0: holds weights that are not finite"):
+        saddle_point.PathAngle(samples=3)(run)
+
+
+@pytest.mark.parametrize("blocks", [False, True])
+def test_the_eigenvalues_of_each_players_block_are_computed_on_demand(blocks):
+    result = saddle_point.Eigenvalues(samples=3, blocks=blocks)(run_of(penalties=NODE))  # at theta = psi = 1
+    numbers, slope = result.numbers, 1 / (1 + np.exp(-1))  # loss_D = softplus(psi theta) + |psi|^2 + a constant
+    assert numbers["gradient_generator"] == pytest.approx(slope)
+    assert numbers["gradient_discriminator"] == pytest.approx(slope + 2)
+    assert ("own_discriminator" in numbers) == ("of the discriminator's own block" in result.text) == blocks
+    if blocks:
+        assert numbers["own_discriminator"] == pytest.approx(-slope * (1 - slope) - 2)
 
 
 def test_rounding_errors_of_zero_eigenvalues_do_not_count():

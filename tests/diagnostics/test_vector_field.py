@@ -11,6 +11,7 @@ from gancli.augment.instance_noise import InstanceNoise
 from gancli.datasets.points import Dirac, GaussianRing
 from gancli.diagnostics.base import TrainedRun
 from gancli.diagnostics.vector_field import VectorField
+from gancli.errors import UserError
 from gancli.game import Game
 from gancli.losses import Minimax, NonSaturating, Relativistic, Wasserstein
 from gancli.networks.dirac import DiracDiscriminator, DiracGenerator
@@ -135,7 +136,7 @@ def test_the_jacobian_agrees_with_finite_differences(loss, parts, fourier):
 )
 def test_the_iteration_finds_the_largest_eigenvalues_of_the_dense_matrix(penalties):
     field = ring(width=12, penalties=penalties)
-    (dense, _), (found, missing) = field.eigenvalues(6, dense=True), field.eigenvalues(6, dense=False)
+    (dense, _), (found, missing) = field.eigenvalues(6, dense=True), field.eigenvalues(6, dense=False, products=200)
     assert len(dense) == field.size and missing == 0
     different = [np.abs(found - value) > 1e-6 * np.abs(dense[0]) for value in found]
     assert all(row.sum() == len(found) - 1 for row in different), "no eigenvalue occurs twice"
@@ -145,18 +146,38 @@ def test_the_iteration_finds_the_largest_eigenvalues_of_the_dense_matrix(penalti
     assert found.real.max() == pytest.approx(dense.real.max(), abs=1e-3 * np.abs(dense[0]))
 
 
-def test_a_count_above_the_limit_of_the_iteration():
+def test_a_count_above_the_size_of_the_game():
+    """Then every eigenvalue is found, and the repeated eigenvalue 0 once."""
     field = ring(width=2)
-    found, missing = field.eigenvalues(10_000, dense=False)
-    assert len(found) + missing >= field.size - 2
-    assert np.abs(found[0]) == pytest.approx(np.abs(field.eigenvalues(1, dense=True)[0][0]), rel=1e-6)
+    found, missing = field.eigenvalues(10_000, products=10_000, dense=False)
+    dense, _ = field.eigenvalues(1, dense=True)
+    assert missing == 0 and len(found) <= field.size
+    assert all(np.abs(found - value).min() < 1e-5 * np.abs(dense[0]) for value in dense)
 
 
-def test_an_iteration_that_does_not_converge_reports_missing_eigenvalues(monkeypatch):
-    monkeypatch.setattr("gancli.diagnostics.vector_field._MAX_RESTARTS", 1)
-    monkeypatch.setattr("gancli.diagnostics.vector_field._MIN_BASIS", 1)
-    found, missing = ring(width=12).eigenvalues(6, dense=False)
+def test_too_few_products_report_missing_eigenvalues():
+    found, missing = ring(width=12).eigenvalues(6, products=7, dense=False)
     assert missing > 0 and len(found) <= 12 - missing
+
+
+@pytest.mark.parametrize("dense", [True, False])
+def test_a_players_block_has_the_curvature_of_its_own_loss(dense):
+    """At the equilibrium G's block is 0 and D's is minus the weight of R1; away from it, G's loss curves too."""
+    field = dirac(penalties={"r1": R1(weight=0.5)})
+    assert field.eigenvalues(1, player="generator", dense=dense)[0] == pytest.approx([0.0], abs=1e-9)
+    assert field.eigenvalues(1, player="discriminator", dense=dense)[0] == pytest.approx([-0.5])
+    field = dirac(at=(0.7, -0.4))
+    slope = 1 / (1 + np.exp(0.7 * 0.4))  # loss_G = -softplus(psi theta), with curvature -psi^2 s (1 - s)
+    found, _ = field.eigenvalues(1, player="generator", dense=dense)
+    assert found == pytest.approx([0.16 * slope * (1 - slope)], rel=1e-5)
+
+
+@pytest.mark.parametrize("dense", [True, False])
+def test_gradients_that_are_not_finite_are_an_error_and_not_a_traceback(dense):
+    field = dirac()
+    field.set_parameters(torch.tensor([float("nan"), 1.0], dtype=torch.float64))
+    with pytest.raises(UserError, match="not finite at these weights; diagnose another checkpoint"):
+        field.eigenvalues(2, dense=dense)
 
 
 def test_computing_eigenvalues_changes_neither_weights_nor_noise():

@@ -38,7 +38,7 @@ def score(fake, real, **settings):
 @pytest.mark.parametrize("k", [1, 3, 5])
 @pytest.mark.parametrize("scale", [0.3, 1.0, 1.7])
 def test_density_and_coverage_are_those_of_the_paper(monkeypatch, k, scale):
-    monkeypatch.setattr(coverage, "_ROWS", 7)  # several pieces of the distance matrix
+    monkeypatch.setattr(coverage, "ROWS", 7)  # several pieces of the distance matrix
     fake, real = points(31, "fake", scale=scale), points(40, "real")
     expected = by_hand(fake, real, k)
     assert 0 < expected["coverage"] < 1, "otherwise the comparison proves little"
@@ -74,7 +74,7 @@ def test_settings_below_1_are_refused(name):
 
 
 def test_nearest_neighbours_with_and_without_the_point_itself(monkeypatch):
-    monkeypatch.setattr(coverage, "_ROWS", 4)
+    monkeypatch.setattr(coverage, "ROWS", 4)
     queries, among = points(10, "queries"), points(25, "among")
     distances, indices = nearest(queries, among, count=3)
     for row, point in enumerate(queries):

@@ -116,15 +116,16 @@ def test_a_count_below_3_is_refused():
 
 def test_the_grid_of_nearest_images(dataset, features):
     train, holdout = dataset.reference("train", 400)[0], dataset.reference("holdout", 200)[0]
-    samples = torch.cat([blobs(20, "new"), train[5:6], train[17:18]])
+    samples = Samples(torch.cat([train[5:6], blobs(20, "new")]), features=features)
     real = Samples(train, features=features)
-    cells, columns = nearest_images(Samples(samples, features=features), real, dataset, count=3, near=2)
-    assert columns == 5 and cells.shape == (15, 1, 8, 8) and cells.dtype == torch.uint8
-    rows = cells.view(3, 5, 64)
-    copies = {tuple(train[index].flatten().tolist()) for index in (5, 17)}
-    assert {tuple(row[0].tolist()) for row in rows[:2]} == copies, "the nearest to a training image come first"
-    for row in rows[:2]:
-        assert torch.equal(row[0], row[1])
+    cells, headings = nearest_images(samples, real, dataset, count=21, near=2)
+    assert cells.shape == (21, 5, 1, 8, 8) and cells.dtype == torch.uint8
+    assert headings == {0: "sample", 1: "nearest training images", 3: "nearest held-out images"}
+    rows = cells.flatten(2)
+    assert torch.equal(rows[0, 0], rows[0, 1]), "the copy stands beside its original"
+    drawn = nearest_images(samples, real, dataset, count=3, near=2)[0]
+    assert torch.equal(drawn, nearest_images(samples, real, dataset, count=3, near=2)[0])
+    assert not torch.equal(drawn, cells[:3]), "samples are drawn at random"
     train_set, holdout_set = ({tuple(image.flatten().tolist()) for image in part} for part in (train, holdout))
     for row in rows:
         assert all(tuple(cell.tolist()) in train_set for cell in row[1:3])

@@ -62,7 +62,8 @@ def test_the_first_number_of_the_first_metric_ranks_checkpoints(digits):
 
 def test_the_names_of_all_numbers(digits):
     names = built(digits, ["fid", "kid", "fid_per_class"], labelled=True).names
-    assert names == ["fd_random", "kd_random", "kd_random_std", "fd_random_class_mean", "fd_random_class_*"]
+    classes = [f"fd_random_class_{which}" for which in ("mean", "worst", "*")]
+    assert names == ["fd_random", "kd_random", "kd_random_std", *classes]
     assert built(GaussianRing(), ["modes"]).names == ["reverse_kl", "modes", "modes_held", "high_quality"]
 
 
@@ -82,8 +83,9 @@ def test_the_numbers_of_a_metric_that_fails_are_nan(digits, random, monkeypatch)
     metrics = {"fid_per_class": FIDPerClass(), "precision_recall": PrecisionRecall()}
     suite = MetricSuite(metrics, digits, features=random, reference_count=50)
     values = suite(Samples(digits.reference("holdout", 40)[0], features=random))
-    assert set(values) == {"fd_random_class_mean", "precision", "recall"}, "no pattern is a number"
-    assert [name for name, value in values.items() if math.isnan(value)] == ["fd_random_class_mean"]
+    failed = ["fd_random_class_mean", "fd_random_class_worst"]
+    assert set(values) == {*failed, "precision", "recall"}, "no pattern is a number"
+    assert [name for name, value in values.items() if math.isnan(value)] == failed
 
 
 @pytest.mark.parametrize("split", ["train", "holdout"])

@@ -45,6 +45,20 @@ def test_a_grid_magnifies_images_and_places_them_row_by_row() -> None:
     assert (canvas[52:, 52:] == 255).all()
 
 
+def test_headings_stand_above_the_columns_that_they_begin_at() -> None:
+    images = np.zeros((4, 8, 8, 3), np.uint8)
+    plain, labelled = image_grids.grid(images, columns=4), image_grids.grid(images, columns=4, headings={1: "nearest"})
+    line, below = np.split(labelled, [len(labelled) - len(plain)])
+    assert (below == plain).all()
+    dark = np.flatnonzero((line < 128).any(axis=(0, 2)))
+    assert 52 <= dark.min() < 56 and dark.max() < 102, "seven letters over the second column"
+
+
+def test_a_grid_of_a_chosen_scale() -> None:
+    assert image_grids.grid(np.zeros((4, 8, 8, 1), np.uint8), scale=2).shape == (2 * 18 + 2, 2 * 18 + 2, 1)
+    assert image_grids.picture(torch.zeros(4, 1, 64, 64), scale=2).shape == (2 * 130 + 2, 2 * 130 + 2, 1)
+
+
 @pytest.mark.parametrize(("channels", "shown"), [(1, 1), (2, 1), (3, 3), (4, 3)])
 def test_a_grid_shows_one_or_three_channels(channels: int, shown: int) -> None:
     images = np.arange(channels, dtype=np.uint8).reshape(1, 1, 1, channels).repeat(64, 1).repeat(96, 2)

@@ -74,3 +74,15 @@ def test_a_histogram_without_points_shows_the_true_density():
     red = (image[..., 0].astype(int) - image[..., 2] > 100).nonzero()
     left, right = (red[0][red[1] == column].mean() for column in (red[1].min(), red[1].max()))
     assert left > right + 0.5 * image.shape[0]
+
+
+def test_panels_are_the_axes_of_a_figure_cut_apart():
+    figure, axes = plots.figure(3)
+    for axis, color in zip(axes, ("red", "lime", "blue"), strict=True):
+        axis.fill_between([0, 1], [1, 1], color=color)
+        axis.set(title="a title", xlabel="x", ylabel="y")
+    panels = plots.panels(figure, plots.render(figure))
+    for channel, panel in enumerate(panels):
+        full = [(panel[..., each] == 255) & (panel.sum(axis=2) == 255) for each in range(3)]
+        assert [bool(pixels.any()) for pixels in full] == [each == channel for each in range(3)]
+        assert (panel[0] == 255).all() and (panel[:, -1] == 255).all(), "a white margin"

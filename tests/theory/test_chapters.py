@@ -10,7 +10,8 @@ import pytest
 
 from gancli.commands.theory import run_experiment
 from gancli.diagnostics import saddle_point
-from gancli.reporting.html import Image, Table, render_page
+from gancli.reporting import image_grids
+from gancli.reporting.html import Gallery, Table, render_page
 from gancli.reporting.image_grids import encode_png
 from gancli.theory import CHAPTERS
 from gancli.theory.base import diagnostic_numbers, last_evaluation
@@ -52,12 +53,22 @@ def write_run(run, *, ended="finished", values=VALUES):
     (run / "done.json").write_text(json.dumps({"images": 64, "overrides": [], "ended": ended}))
     for name, numbers in NUMBERS.items():
         (run / "theory" / f"{name}.json").write_text(json.dumps({"numbers": numbers}))
-        (run / "theory" / f"{name}.png").write_bytes(PNG)
+        for panel in ("", "-1", "-2", "-3"):
+            (run / "theory" / f"{name}{panel}.png").write_bytes(PNG)
     for name in ("samples.png", "samples/neighbours-1.png"):
         (run / name).write_bytes(PNG)
     (run / "evaluations.jsonl").write_text(json.dumps({"images": 64, "values": values}) + "\n")
     row = {"images": 64, "accuracy/holdout": 0.5, "accuracy/gap": 0.25}
     (run / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+
+
+def of_kind(kind, chapter, folder):
+    return [part for part in chapter.parts(folder) if isinstance(part, kind)]
+
+
+def plots_of_runs(chapter, folder):
+    """How many of the chapter's images are those of its runs."""
+    return sum(image.png == PNG for part in of_kind(Gallery, chapter, folder) for image in part.images)
 
 
 def text_of(chapter, folder):
@@ -73,7 +84,7 @@ def test_a_chapter_shows_the_numbers_and_images_of_its_runs(tmp_path, name):
         write_run(tmp_path / experiment.name)
     text = text_of(chapter, tmp_path)
     assert not [expected for expected in EXPECTED[name] if expected not in text]
-    assert any(isinstance(part, Image) for part in chapter.parts(tmp_path))
+    assert plots_of_runs(chapter, tmp_path) > 0
 
 
 @pytest.mark.parametrize("name", CHAPTERS)
@@ -87,8 +98,8 @@ def test_runs_without_results_are_shown_as_dashes(tmp_path, name, files):
         if files == "done.json and empty logs":
             for file in ("metrics.jsonl", "evaluations.jsonl"):
                 (run / file).touch()
-    tables = [part for part in chapter.parts(tmp_path) if isinstance(part, Table)]
-    assert tables and "–" in text_of(chapter, tmp_path)
+    tables = of_kind(Table, chapter, tmp_path)
+    assert tables and plots_of_runs(chapter, tmp_path) == 0 and "–" in text_of(chapter, tmp_path)
     assert all(len(row) == len(table.head) for table in tables for row in table.rows)
 
 
@@ -101,7 +112,8 @@ def write_ring_runs(folder, method, **content):
 def test_diverged_runs_are_counted_but_not_averaged(tmp_path):
     write_ring_runs(tmp_path, BASELINE, values=VALUES | {"modes_held": 2.0, "diversity": 0.125})
     write_ring_runs(tmp_path, "R1", values=VALUES | {"modes_held": 8.0}, ended="ended: the loss is not finite")
-    rows = {row[0]: row for row in ModeCollapse(seeds=2).parts(tmp_path)[0].rows}
+    (table,) = of_kind(Table, ModeCollapse(seeds=2), tmp_path)
+    rows = {row[0]: row for row in table.rows}
     assert rows[BASELINE][1:4] == ["2 collapsed", "8 ± 0", "2 ± 0"]
     assert rows["R1"][1:3] == ["2 diverged", "–"]
 
@@ -129,9 +141,15 @@ def test_the_capacity_chapter_says_whose_size_matters(tmp_path):
     distances = {(16, 16): 40.0, (256, 16): 10.0, (16, 256): 30.0, (256, 256): 8.0}
     for experiment, pair in zip(chapter.experiments(), chapter.pairs, strict=True):
         write_run(tmp_path / experiment.name, values=VALUES | {"fd_classifier": distances.get(pair, 99.0)})
-    (text,) = [part for part in chapter.parts(tmp_path) if isinstance(part, str)]
+    text = text_of(chapter, tmp_path)
     assert "from 40 to 10 with a larger G alone, to 30 with a larger D alone and to 8 with both" in text
     assert "size of G matters more" in text
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Sample grids take longer than the training of these small games."""
+    monkeypatch.setattr(image_grids, "picture", lambda *_, **__: np.zeros((2, 2, 3), dtype=np.uint8))
 
 
 def run_shortened(chapter, folder, lengths, *overrides):
@@ -143,16 +161,16 @@ def run_shortened(chapter, folder, lengths, *overrides):
 
 
 @pytest.mark.slow
-def test_the_diagnostic_recognises_runs_that_converge_cycle_and_diverge(tmp_path):
+def test_the_diagnostic_recognises_runs_that_converge_cycle_and_diverge(tmp_path, no_pictures):
     chapter = CHAPTERS["behaviour"]()
     lengths = {"behaviour-converges": 0.5, "behaviour-cycles": 0.3, "behaviour-diverges": 0.25}
     run_shortened(chapter, tmp_path, lengths, "log.every=8", "diagnostic.behaviour.least=60")
-    (table,) = [part for part in chapter.parts(tmp_path) if isinstance(part, Table)]
+    (table,) = of_kind(Table, chapter, tmp_path)
     assert [row[0] for row in table.rows] == [row[1] for row in table.rows] == ["converges", "cycles", "diverges"]
 
 
 @pytest.mark.slow
-def test_the_dirac_gan_behaves_as_the_theory_says(tmp_path, monkeypatch):
+def test_the_dirac_gan_behaves_as_the_theory_says(tmp_path, monkeypatch, no_pictures):
     """One method for each kind of behaviour; the other methods are tested on the game alone, in test_game.py."""
     monkeypatch.setattr(saddle_point, "_ARROW_SAMPLES", 4)  # without augmentation, all samples are alike
     chapter = CHAPTERS["saddle_point"]()
@@ -160,13 +178,13 @@ def test_the_dirac_gan_behaves_as_the_theory_says(tmp_path, monkeypatch):
     lengths = {f"dirac-{name.lower()}-{update}": length for name, length in methods.items() for update in UPDATES}
     logging = ("log.every=20", "log.pictures=10_000", "diagnostic=[phase_plane]")
     run_shortened(chapter, tmp_path, lengths, *logging)
-    rows = {row[0]: row for row in chapter.parts(tmp_path)[0].rows}
+    rows = {row[0]: row for row in of_kind(Table, chapter, tmp_path)[0].rows}
     assert {rows[name][-2] for name in methods} == {"does not", "does not / sublinearly", "converges"}
     assert [rows[name][-1] for name in methods] == ["yes"] * 3
 
 
 @pytest.mark.slow
-def test_the_inverse_transform_is_learned(tmp_path):
+def test_the_inverse_transform_is_learned(tmp_path, no_pictures):
     """In a tenth of the chapter's steps, with about twice the errors that the full length ends with."""
     chapter, name = CHAPTERS["inverse_transform"](), "inverse_transform-exponential"
     run_shortened(chapter, tmp_path, {name: 0.1}, "evaluation.every=null", "log.every=200_000")
@@ -176,7 +194,7 @@ def test_the_inverse_transform_is_learned(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_plain_game_collapses_on_the_ring_and_the_game_with_r1_does_not(tmp_path):
+def test_the_plain_game_collapses_on_the_ring_and_the_game_with_r1_does_not(tmp_path, no_pictures):
     chapter = CHAPTERS["mode_collapse"](seeds=1)
     lengths = {"ring-no_remedy-0": 0.5, "ring-R1-0": 0.15}
     run_shortened(chapter, tmp_path, lengths, "log.every=80_000", "diagnostic=none")

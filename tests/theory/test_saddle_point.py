@@ -7,7 +7,7 @@ import pytest
 
 from gancli.commands.theory import run
 from gancli.config import compose
-from gancli.reporting.html import Image
+from gancli.reporting.html import Gallery, Table
 from gancli.theory.base import diverged
 from gancli.theory.saddle_point import AT_EQUILIBRIUM, CONVERGES, DOES_NOT, METHODS, SUBLINEARLY, UPDATES, SaddlePoint
 
@@ -45,30 +45,59 @@ def slug(name):
     return name.lower().replace(" ", "_")
 
 
+def tables(folder, **settings):
+    """The tables of the methods, of the eigenvalues at the equilibrium, and of the networks."""
+    return [part for part in SaddlePoint(**settings).parts(folder) if isinstance(part, Table)]
+
+
+def captions(folder):
+    galleries = [part for part in SaddlePoint().parts(folder) if isinstance(part, Gallery)]
+    return [image.caption for gallery in galleries for image in gallery.images]
+
+
 def verdicts(folder, **settings):
-    table = SaddlePoint(**settings).parts(folder)[0]
-    return {row[0]: row[-1] for row in table.rows}
+    return {row[0]: row[-1] for row in tables(folder, **settings)[0].rows}
 
 
 def test_every_row_of_a_complete_report_agrees_with_the_theory(complete):
-    table, *others = SaddlePoint().parts(complete)
+    table, closed, _ = tables(complete)
     assert set(verdicts(complete).values()) == {"yes"}
     rows = {row[0]: row for row in table.rows}
     assert rows["non-saturating"][1:4] == ["1.36", "0.2", "does not / sublinearly"]
     assert rows["extragradient"][1:4] == ["0.0001", "", "converges"]
     assert "after 1,000 steps" in table.caption
-    planes = [part.caption for part in others if isinstance(part, Image)]
-    assert planes == [f"{name}, {update}" for name in ("minimax", "WGAN-GP", "R1", "R2") for update in UPDATES]
-    closed = next(part for part in others if hasattr(part, "rows"))
+    assert sum("How to read a phase plane" in caption for caption in captions(complete)) == 1
     assert all(row[1:3] == row[3:5] for row in closed.rows)
     assert next(row[:3] for row in closed.rows if row[0] == "consensus") == ["consensus", "-0.25", "0.5"]
 
 
 def test_missing_runs_get_no_verdict(tmp_path):
-    table, *others = SaddlePoint().parts(tmp_path)
+    table, *others = tables(tmp_path)
     assert all(row[-1] == "–" and set(row[1:3]) <= {"–", ""} for row in table.rows)
     assert "after no steps" in table.caption
-    assert sum("fewer than two checkpoints" in part for part in others if isinstance(part, str)) == 2
+    assert all(set(row[1:3]) == {"–"} for table in others for row in table.rows)
+    texts = [part for part in SaddlePoint().parts(tmp_path) if isinstance(part, str)]
+    assert sum("fewer than two checkpoints" in text for text in texts) == 2
+
+
+def test_both_runs_of_a_method_are_drawn_in_one_plane(tmp_path):
+    assert not any(caption.startswith("R1:") for caption in captions(tmp_path))
+    for update in UPDATES:
+        run = tmp_path / f"dirac-r1-{update}"
+        write_run(run, outcome=CONVERGES)
+        rows = [{"images": n, "parameter/theta": 1 / n, "parameter/psi": 0.5 / n} for n in range(1, 20)]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert sum(caption.startswith("R1:") for caption in captions(tmp_path)) == 1
+
+
+def test_the_networks_table_says_where_repelling_directions_come_from(tmp_path):
+    write_run(tmp_path / "networks-r1")
+    numbers = {"largest_real": 0.717, "own_generator": 0.736, "own_discriminator": 0.508, "gradient_generator": 0.829}
+    (tmp_path / "networks-r1" / "theory" / "eigenvalues.json").write_text(json.dumps({"numbers": numbers}))
+    *_, networks = tables(tmp_path)
+    row = dict(zip(networks.head, networks.rows[1], strict=True))
+    assert row["penalty"] == "R1" and row["largest real part"] == "0.717" and row["of G's own block"] == "0.736"
+    assert row["gradient of G"] == "0.829" and row["gradient of D"] == "–"
 
 
 def test_a_diverged_run_counts_as_one_that_does_not_converge(complete):
@@ -79,7 +108,7 @@ def test_a_diverged_run_counts_as_one_that_does_not_converge(complete):
         assert diverged(run)
     found = verdicts(complete)
     assert found["R1"] == "NO" and found["WGAN"] == "yes" and found["R2"] == "yes"
-    assert next(row for row in SaddlePoint().parts(complete)[0].rows if row[0] == "R1")[1] == "diverged"
+    assert next(row for row in tables(complete)[0].rows if row[0] == "R1")[1] == "diverged"
 
 
 def test_a_method_with_one_missing_run_gets_no_verdict(complete):
@@ -108,7 +137,7 @@ def test_shortened_runs_get_no_verdict_and_their_commands_have_the_actual_length
     write_run(tmp_path / "dirac-r1-simultaneous", outcome=DOES_NOT, steps=50)
     write_run(tmp_path / "dirac-instance_noise-simultaneous", outcome=DOES_NOT, steps=50)
     assert verdicts(tmp_path, length=0.05)["R1"] == "–"
-    assert "after 50 steps" in SaddlePoint(length=0.05).parts(tmp_path)[0].caption
+    assert "after 50 steps" in tables(tmp_path, length=0.05)[0].caption
     commands = SaddlePoint(length=0.05).section(tmp_path).commands
     r1 = next(line for line in commands if "penalty=[r1] penalty.r1.weight=1.0" in line and "simultaneous" in line)
     assert r1.endswith("train.images=100")

@@ -43,7 +43,7 @@ def replayed_of(folder, *overrides, allowed=float("inf")):
 
 
 def numbers(record):
-    return {key: value for key, value in record.items() if isinstance(value, float)}
+    return {key: float(value) for key, value in record.items() if isinstance(value, float) or value.ndim == 0}
 
 
 def assert_the_same_steps(a, b, steps):
@@ -191,11 +191,14 @@ def test_what_cannot_be_recorded_is_said(tmp_path, caplog):
 
     trainer = trainer_of(tmp_path)
     trainer.game.augment = Own()
-    assert "changes nothing here: augment Own has no strength" in said(trainer)
+    assert "run without CUDA graphs (device.cuda_graph): augment Own has no strength" in said(trainer)
     trainer = trainer_of(tmp_path)
     trainer.update = Peculiar()
-    assert "changes nothing here: update Peculiar does not say" in said(trainer)
+    assert "run without CUDA graphs (device.cuda_graph): update Peculiar does not say" in said(trainer)
     assert "a batch is taken in parts" in said(trainer_of(tmp_path, "train.accumulate=2"))
+    with caplog.at_level(logging.INFO):
+        cuda_graphs.apply(trainer_of(tmp_path, "train.accumulate=2"), Graphs(), level=logging.INFO)
+    assert caplog.records[-1].levelno == logging.INFO, "graphs were not asked for"
 
 
 def test_an_optimizer_that_cannot_be_recorded_is_named(tmp_path, caplog):
@@ -231,4 +234,10 @@ def test_steps_by_replay_on_a_gpu(tmp_path, words, caplog):
     for _ in range(100):
         torch.testing.assert_close(numbers(plain.train_step()), numbers(replayed.train_step()), rtol=1e-3, atol=1e-4)
     assert "go on without" not in caplog.text
+    torch.cuda.set_sync_debug_mode("error")  # from now on whatever waits for the device raises
+    try:
+        for _ in range(4):
+            replayed.train_step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
     assert all(step.replays for step in replayed.update.captured.values())

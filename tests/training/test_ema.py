@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from gancli.networks.dcgan import DCGANGenerator
 from gancli.schedules import Linear
 from gancli.training.ema import EMA
 
@@ -79,6 +81,27 @@ def test_buffers_are_copied_not_averaged() -> None:
     assert torch.equal(ema.network.norm.running_mean, target.norm.running_mean)
     assert torch.equal(ema.network.norm.running_var, target.norm.running_var)
     assert ema.network.norm.num_batches_tracked == 1
+
+
+def test_batch_statistics_are_those_of_the_average_itself() -> None:
+    noise = torch.randn(600, 4, generator=torch.Generator().manual_seed(0))
+    network = DCGANGenerator(latent_dim=4, image_shape=(1, 8, 8), channels=4)
+    ema = EMA(network, half_life=1e9, ramp_up=None, noise=noise)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(3.0)
+    for images in (16, 32):
+        ema.update(network, images=images, step_images=16, progress=0.1)
+    first = next(layer for layer in ema.average.modules() if isinstance(layer, nn.BatchNorm2d))
+    assert first.num_batches_tracked == 0, "measured when it is looked at"
+    maps = ema.network.linear(noise).unflatten(1, network.coarsest)
+    parts = maps.split(256)
+    torch.testing.assert_close(first.running_mean, torch.stack([part.mean((0, 2, 3)) for part in parts]).mean(0))
+    torch.testing.assert_close(first.running_var, torch.stack([part.var((0, 2, 3)) for part in parts]).mean(0))
+    assert first.momentum == 0.1 and not first.training
+    before = copy.deepcopy(ema.average.state_dict())
+    ema.is_measured = False
+    assert all(torch.equal(value, before[name]) for name, value in ema.network.state_dict().items())
 
 
 def test_the_average_is_a_copy_for_looking_only() -> None:

@@ -313,7 +313,9 @@ def test_fid_within_each_class_of_a_run_with_labels(train):
     folder = train(*ON, "conditional=true", "metric=[fid_per_class]", "evaluation.count=40", images=32)
     assert set(rows(folder)[0]["values"]) == {
         "fd_random_class_mean",
+        "fd_random_class_worst",
         "diversity",
+        "diversity_within_classes",
         *(f"fd_random_class_{k}" for k in range(10)),
     }
 

@@ -1,6 +1,7 @@
-"""What the watch finds and what it leads to: a warning, the end, or a way back."""
+"""What the health monitor finds and what it leads to: a warning, the end, or a way back."""
 
 import json
+import math
 import re
 from functools import partial
 from pathlib import Path
@@ -9,10 +10,17 @@ import pytest
 import torch
 from conftest import TINY
 
+from gancli.augment.base import NoAugment
+from gancli.augment.diffaugment import DiffAugment
+from gancli.game import Game
+from gancli.losses import NonSaturating, Relativistic
+from gancli.metrics.base import Samples
+from gancli.networks.dcgan import DCGANDiscriminator, DCGANGenerator
+from gancli.networks.packed import Packed
 from gancli.schedules import Linear
 from gancli.training import checkpoint
-from gancli.training.evaluation import PeriodicEvaluation
-from gancli.training.health import HealthMonitor
+from gancli.training.evaluation import PeriodicEvaluation, diversity, feature_variance
+from gancli.training.health import HealthMonitor, Remedies
 from gancli.training.scheduled_optimizer import ScheduledOptimizer
 from gancli.training.trainer import Trainer
 
@@ -21,7 +29,14 @@ PLAYING = {"accuracy/real": 0.7, "accuracy/fake": 0.99, "grad_norm/generator": 1
 
 
 def look(monitor=None, *, scalars=PLAYING, name="fid", better="lower", first=9.0, best=1.0, **values):
-    return (monitor or HealthMonitor()).check(scalars, FINE | values, name=name, better=better, first=first, best=best)
+    return (monitor or trained()).check(scalars, FINE | values, name=name, better=better, first=first, best=best)
+
+
+def trained(**settings):
+    """A monitor that has seen samples as varied as real ones."""
+    monitor = HealthMonitor(**settings)
+    monitor.most = {"diversity": 1.0, "diversity_within_classes": 1.0, "modes_share": 1.0}
+    return monitor
 
 
 def kinds(*args, **kwargs):
@@ -34,30 +49,91 @@ def test_nothing_is_wrong():
 
 def test_collapse():
     assert kinds(diversity=0.29) == ["collapse"] and kinds(diversity=0.31) == []
-    assert kinds(HealthMonitor(diversity=0.5), diversity=0.31) == ["collapse"]
+    assert kinds(trained(diversity=0.5), diversity=0.31) == ["collapse"]
     (finding,) = look(diversity=0.123)
     assert finding.serious and "mode collapse: samples vary 0.12 times as much as real ones" in finding.text
-    assert kinds(diversity=0.0, best=None) == ["collapse"], "at the first evaluation too"
+
+
+def test_collapse_within_classes():
+    assert kinds(diversity_within_classes=0.29) == ["collapse"] and kinds(diversity_within_classes=0.31) == []
+    (finding,) = look(diversity_within_classes=0.02)
+    assert finding.serious and "samples of a class vary 0.02 times as much as real ones of it" in finding.text
+    assert kinds(diversity=0.1, diversity_within_classes=0.1) == ["collapse"], "said once"
+
+
+def test_samples_that_never_varied_are_not_trained_yet():
+    monitor = HealthMonitor()
+    (finding,) = look(monitor, diversity=0.02, fid=9.0, best=None, first=None)
+    assert finding.kind == "young" and not finding.serious
+    assert finding.text == "not trained yet: samples vary 0.02 times as much as real ones"
+    assert kinds(monitor, diversity=0.021, fid=8.0, best=9.0) == ["young"], "it still scores better"
+    assert kinds(monitor, diversity=0.1, fid=8.0, best=8.0) == ["young"], "samples come to vary more"
+    assert kinds(monitor, diversity=0.01, fid=5.0, best=8.0) == ["collapse"], "samples come to vary less"
+    assert kinds(monitor, diversity=0.54, fid=5.0, best=8.0) == []
+    assert kinds(monitor, diversity=0.02, fid=5.0, best=5.0) == ["collapse"], "it varied before"
+
+
+@pytest.mark.parametrize("measure", ["diversity", "diversity_within_classes", "modes_share"])
+def test_samples_that_never_come_to_vary_have_collapsed(measure):
+    monitor = HealthMonitor()
+    assert kinds(monitor, **{measure: 0.1}, best=None, first=None) == ["young"]
+    expected = ["modes"] if measure == "modes_share" else ["collapse"]
+    assert kinds(monitor, **{measure: 0.11}) == expected
+    resumed = HealthMonitor()
+    resumed.load_state_dict(json.loads(json.dumps(monitor.state_dict())))
+    assert kinds(resumed, **{measure: 0.12}) == expected
+
+
+def test_a_discriminator_leads_at_first_but_not_for_long():
+    sure = {"accuracy/real": 1.0, "accuracy/fake": 1.0}
+    monitor = HealthMonitor()
+    assert kinds(monitor, scalars=sure, diversity=0.02, best=None, first=None) == ["young"]
+    assert kinds(monitor, scalars=sure, diversity=0.02, fid=1.0, best=9.0) == ["young", "saturation"]
+
+
+def game(*, penalties=(), classes=0, packed=False, relativistic=False, augment=None):
+    discriminator = DCGANDiscriminator(image_shape=(2 if packed else 1, 8, 8), num_classes=classes)
+    return Game(
+        generator=DCGANGenerator(latent_dim=4, image_shape=(1, 8, 8), num_classes=classes),
+        discriminator=Packed(discriminator, pack=2) if packed else discriminator,
+        loss=Relativistic() if relativistic else NonSaturating(),
+        prior=None,
+        stream=None,
+        augment=augment or NoAugment(),
+        penalties=dict.fromkeys(penalties),
+    )
+
+
+def test_what_is_on_already_is_not_advised():
+    plain = Remedies.for_game(game())
+    assert plain.collapse == "penalty=[r1], loss=relativistic, pack=2 or lower learning rates"
+    assert plain.overfitting == "augment=ada, penalty=[r1], smaller networks or more data"
+    assert plain.strong_discriminator == "penalty=[r1], a lower optimizer.discriminator.lr or augment=ada"
+    assert plain.divergence == "lower learning rates, penalty=[r1] or another loss"
+    one = Remedies.for_game(game(penalties=["r1"], classes=3))
+    assert one.collapse == "a larger penalty.r1.weight, penalty=[r1,r2], loss=relativistic or lower learning rates"
+    augment = DiffAugment(kinds=["translation"], strength=0.5)
+    everything = game(penalties=["r1", "r2"], packed=True, relativistic=True, augment=augment)
+    assert Remedies.for_game(everything).collapse == "a larger penalty.r1.weight or lower learning rates"
+    assert "augment" not in str(Remedies.for_game(everything))
 
 
 def test_few_modes_are_told_and_stop_nothing():
     (finding,) = look(modes_share=0.25)
     assert finding.kind == "modes" and not finding.serious and "samples show 25% of the modes" in finding.text
-    assert kinds(modes_share=0.5) == [] and kinds(HealthMonitor(modes=0.6), modes_share=0.5) == ["modes"]
+    assert kinds(modes_share=0.5) == [] and kinds(trained(modes=0.6), modes_share=0.5) == ["modes"]
 
 
 def test_a_discriminator_that_knows_its_images_by_heart_is_told():
     scalars = PLAYING | {"accuracy/real": 0.9, "accuracy/holdout": 0.6, "accuracy/gap": 0.3}
     (finding,) = look(scalars=scalars)
     assert finding.kind == "overfitting" and not finding.serious and "90% of training images" in finding.text
-    assert (
-        kinds(HealthMonitor(gap=0.35), scalars=scalars) == [] and kinds(scalars=scalars | {"accuracy/gap": 0.2}) == []
-    )
+    assert kinds(trained(overfitting=0.35), scalars=scalars) == [] == kinds(scalars=scalars | {"accuracy/gap": 0.2})
 
 
 def test_lost_quality_where_less_is_better():
     assert kinds(fid=4.1) == ["quality"] and kinds(fid=3.9) == [] and kinds(fid=0.1) == []
-    assert kinds(HealthMonitor(worse=2.0), fid=2.1) == ["quality"]
+    assert kinds(trained(lost_quality=2.0), fid=2.1) == ["quality"]
     assert kinds(fid=4.1, best=None) == [] and kinds(fid=4.1, best=2.0) == []
     (finding,) = look(fid=4.1)
     assert finding.serious and "fid is 4.1, and was 1 at its best" in finding.text
@@ -88,14 +164,14 @@ def test_a_discriminator_that_is_too_strong():
     sure = {**PLAYING, "accuracy/real": 0.985}
     assert kinds(scalars=sure) == ["saturation"]
     assert kinds(scalars={**sure, "accuracy/fake": 0.97}) == [] and kinds(scalars={**sure, "accuracy/real": 0.97}) == []
-    assert kinds(HealthMonitor(saturated=0.99), scalars=sure) == []
+    assert kinds(trained(strong_discriminator=0.99), scalars=sure) == []
     (finding,) = look(scalars=sure)
-    assert not finding.serious and "penalty.r1.weight" in finding.text and "98%" in finding.text
+    assert not finding.serious and "optimizer.discriminator.lr" in finding.text and "98%" in finding.text
 
 
 def test_gradients_are_held_against_the_usual_one():
     def after(*norms, last, **settings):
-        monitor = HealthMonitor(**settings)
+        monitor = trained(**settings)
         for norm in norms:
             assert look(monitor, scalars={"grad_norm/generator": norm}) == []
         return look(monitor, scalars={"grad_norm/generator": last})
@@ -106,9 +182,9 @@ def test_gradients_are_held_against_the_usual_one():
         assert finding.kind == "gradient" and not finding.serious
         assert f"has {word}: its norm is {last:.3g}, usually 2" in finding.text
     assert (
-        [f.kind for f in after(1.0, last=0.4, small=0.5)]
+        [f.kind for f in after(1.0, last=0.4, vanished_gradient=0.5)]
         == ["gradient"]
-        == [f.kind for f in after(1.0, last=2.1, large=2.0)]
+        == [f.kind for f in after(1.0, last=2.1, exploded_gradient=2.0)]
     )
     assert after(last=1e-9) == [], "nothing is unusual at first"
 
@@ -118,7 +194,7 @@ def test_several_things_at_once():
     assert kinds(scalars=scalars, diversity=0.0, fid=9.0) == ["collapse", "saturation", "quality"]
 
 
-@pytest.mark.parametrize("settings", [{"lower_lr": 0.0}, {"lower_lr": 1.5}, {"rollbacks": -1}, {"worse": 1.0}])
+@pytest.mark.parametrize("settings", [{"lower_lr": 0.0}, {"lower_lr": 1.5}, {"rollbacks": -1}, {"lost_quality": 1.0}])
 def test_settings_without_sense(settings):
     ((name, value),) = settings.items()
     with pytest.raises(ValueError, match=f"{name}={value}: "):
@@ -201,7 +277,7 @@ def test_stop_ends_with_status_1_and_keeps_what_there_is(cli, collapsing):
 
 
 def test_what_is_not_serious_stops_nothing(cli):
-    result = start(cli, *LOOK, "health.action=stop", "health.saturated=0", "log.every=16")
+    result = start(cli, *LOOK, "health.action=stop", "health.strong_discriminator=0", "log.every=16")
     assert result.status == 0 and "the discriminator is right on" in result.err
 
 
@@ -273,10 +349,10 @@ def test_no_rollback_at_all(cli, collapsing):
 
 
 def test_without_a_healthy_checkpoint_there_is_no_way_back(cli, collapsing):
-    collapsing(at=32, times=99)
-    result = start(cli, *ROLLBACK)
-    assert result.status == 1 and "gancli: collapsed: after 32 images" in result.err
-    assert list(saved()) == [16]
+    collapsing(at=64, times=99)
+    result = start(cli, *ROLLBACK, "checkpoint.every=48")
+    assert result.status == 1 and "gancli: collapsed: after 64 images" in result.err
+    assert list(saved()) == [48], "healthy after 32 images, which were not saved"
 
 
 def test_a_resumed_run_remembers_its_rollbacks(cli, collapsing):
@@ -416,3 +492,31 @@ def test_a_rollback_skips_a_damaged_checkpoint(cli, collapsing, monkeypatch):
     monkeypatch.setattr(Trainer, "rollback", rollback)
     result = start(cli, *ROLLBACK)
     assert result.status == 0 and "back to 48 images" in result.err
+
+
+def test_diversity_is_a_share_of_that_of_real_samples():
+    labels = torch.arange(60) % 3
+    centres = 5 * torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])[labels]
+    noise = torch.randn(60, 2, generator=torch.Generator().manual_seed(0))
+    real = Samples(centres + noise, labels)
+    assert diversity(real, real) == pytest.approx({"diversity": 1.0, "diversity_within_classes": 1.0})
+    found = diversity(Samples(centres + 0.1 * noise, labels), real)
+    assert found["diversity_within_classes"] == pytest.approx(0.01, rel=1e-4) and found["diversity"] > 0.7
+    within = sum(noise[labels == k].var(0).sum() * (19 / 57) for k in range(3))
+    assert feature_variance(noise, labels) == pytest.approx(float(within), rel=1e-5)
+    assert diversity(Samples(noise), Samples(noise / 2)) == pytest.approx({"diversity": 4.0}), "no labels, no classes"
+    assert math.isnan(feature_variance(noise[:3], labels[:3])), "one sample of each class does not vary"
+
+
+def test_the_samples_of_a_class_differ_from_one_another(train):
+    words = [
+        "conditional=true",
+        "train.batch_size=32",
+        "train.images=12_800",
+        "log.every=12_800",
+        "log.pictures=12_800",
+    ]
+    words += [f"network.{player}.channels=16" for player in ("generator", "discriminator")]
+    words += ["evaluation.every=12_800", "evaluation.count=300", "evaluation.reference_count=500"]
+    train(*words)
+    assert rows("evaluations.jsonl")[-1]["values"]["diversity_within_classes"] > 0.1  # 0.02 with a large embedding

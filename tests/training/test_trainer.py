@@ -11,6 +11,8 @@ from comparing import last, same, settings_for, without_time
 from conftest import TINY
 
 from gancli.commands.train import assemble
+from gancli.device import Runtime
+from gancli.distributed.signals import Signals
 from gancli.errors import Diverged
 from gancli.training import checkpoint
 from gancli.training.run_folder import RunFolder
@@ -95,7 +97,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(tmp_path, player)
     next(network.parameters()).register_hook(lambda gradient: gradient * float("inf"))
     before = {key: value.clone() for key, value in network.named_parameters()}
     with pytest.raises(
-        Diverged, match=rf"the {player}'s gradient became (nan|inf) at step 0 .*\n.*\n  try, in a new run: a lower"
+        Diverged, match=rf"the {player}'s gradient became (nan|inf) at step 0 .*\n.*\n  try, in a new run: lower"
     ):
         trainer.train_step()
     assert all(torch.equal(before[key], value) for key, value in network.named_parameters())
@@ -119,6 +121,26 @@ def test_minutes_end_a_run(train):
     folder = train("train.images=null", "train.minutes=0.02")
     state = last(folder)
     assert 1.2 <= state["seconds"] < 10 and state["images"] > 0
+
+
+def test_pictures_and_checkpoints_come_by_time_too(train, monkeypatch):
+    seconds = iter([5.0, 9.0, 11.0, 31.0, 62.0, 63.0, 125.0, 430.0, 450.0])
+    poll = Signals.poll
+    monkeypatch.setattr(Signals, "poll", lambda self, group, _: poll(self, group, next(seconds)))
+    folder = train("log.pictures=1000", "checkpoint.minutes=4", "checkpoint.keep=9", images=9 * 16)
+    assert [int(file.stem[7:]) // 16 for file in sorted(folder.glob("samples/*.png"))] == [0, 3, 4, 5, 7, 8, 9]
+    assert [int(file.stem[7:]) // 16 for file in sorted(folder.glob("checkpoints/images-*.pt"))] == [5, 7, 8, 9]
+
+
+def test_threads_stay_the_same_where_a_run_goes_on(train, monkeypatch):
+    used = torch.get_num_threads()
+    try:
+        train("device.threads=auto")
+        monkeypatch.setattr(Runtime, "choose_threads", lambda self, operations: torch.set_num_threads(2))
+        train("device.threads=auto", "resume=auto", images=96)
+        assert torch.get_num_threads() == 1, "as before, whatever the step would need"
+    finally:
+        torch.set_num_threads(used)
 
 
 def test_schedules_follow_the_run(tmp_path):

@@ -1,0 +1,44 @@
+"""`run=latest`, `resume=latest` and `init=latest`: the run with the newest checkpoint. Does not import torch."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+from gancli.distributed.launch import process_info
+from gancli.errors import UserError
+from gancli.training.run_folder import RunFolder
+
+OUTPUTS = Path("outputs")
+_THEORY = OUTPUTS / "theory"  # whose runs are experiments of a report
+
+
+def replace_latest(command: str, words: list[str]) -> list[str]:
+    """Returns the words with a run folder in place of each `latest`, and prints which one it is. Raises UserError."""
+    return [
+        _replaced(command, word) if word in ("run=latest", "resume=latest", "init=latest") else word for word in words
+    ]
+
+
+def _replaced(command: str, word: str) -> str:
+    folder = latest_run()
+    if folder is None:
+        raise UserError(f"{word}: no run below {OUTPUTS.absolute()} has a checkpoint; name a run folder")
+    if command == "report" and (folder.parent / "multirun.yaml").is_file():
+        folder = folder.parent  # the sweep that the run belongs to
+    if process_info().is_main_process:
+        print(f"gancli: {word} is {folder}", file=sys.stderr, flush=True)
+    key, text = word.partition("=")[0], str(folder)
+    if re.fullmatch(r"[\w./-]+", text):
+        return f"{key}={text}"
+    escaped = text.replace("'", "\\'")  # Hydra reads other characters within quotes only
+    return f"{key}='{escaped}'"
+
+
+def latest_run() -> Path | None:
+    """Returns the run folder below `outputs` whose newest checkpoint is the newest of all; None where there is none."""
+    files = (file for file in OUTPUTS.glob("**/checkpoints/*.pt") if not file.is_relative_to(_THEORY))
+    runs = (file for file in files if RunFolder(file.parent.parent).exists())
+    newest = max(runs, key=lambda file: file.stat().st_mtime_ns, default=None)
+    return None if newest is None else newest.parent.parent

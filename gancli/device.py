@@ -15,7 +15,7 @@ from gancli.errors import UserError, require_at_least
 
 log = logging.getLogger(__name__)
 Network = TypeVar("Network", bound=nn.Module)
-_OPERATIONS_PER_THREAD = 100_000_000  # multiply-adds of a step, below which another thread does not pay
+_OPERATIONS_PER_THREAD = 40_000_000  # multiply-adds of a step, below which another thread does not pay
 
 
 @cache

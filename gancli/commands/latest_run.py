@@ -40,5 +40,13 @@ def latest_run() -> Path | None:
     """Returns the run folder below `outputs` whose newest checkpoint is the newest of all; None where there is none."""
     files = (file for file in OUTPUTS.glob("**/checkpoints/*.pt") if not file.is_relative_to(_THEORY))
     runs = (file for file in files if RunFolder(file.parent.parent).exists())
-    newest = max(runs, key=lambda file: file.stat().st_mtime_ns, default=None)
+    newest = max(runs, key=_written, default=None)
     return None if newest is None else newest.parent.parent
+
+
+def _written(file: Path) -> int:
+    """Returns when the file was written, in ns; -1 where a run in progress has deleted it meanwhile."""
+    try:
+        return file.stat().st_mtime_ns
+    except FileNotFoundError:
+        return -1

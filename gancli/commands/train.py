@@ -116,7 +116,8 @@ def check_objective(trainer: Trainer, name: str | None, *, search: bool) -> None
         if search:
             raise UserError("hydra/sweeper: a search compares evaluations; give evaluation.every and a fitting metric")
         return
-    known = [*suite.names, "diversity", "diversity_within_classes"]
+    labelled = ["diversity_within_classes"] if trainer.game.generator.num_classes else []
+    known = [*suite.names, "diversity", *labelled]
     if name is not None and not any(fnmatch.fnmatchcase(name, each) for each in known):
         raise UserError(f"objective={name}: not among {', '.join(known)}{did_you_mean(name, known)}")
 

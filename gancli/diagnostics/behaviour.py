@@ -18,13 +18,13 @@ Verdict = Literal["converges", "cycles", "diverges", "drifts"]
 Series = NDArray[np.float64]
 SERIES = ("parameter/theta", "parameter/psi", "game/value", "loss/generator", "logits/real", "logits/fake")
 REMEDIES: dict[Verdict, str] = {
-    "converges": "no change is needed",
-    "drifts": "the scalars still move in one direction: train longer",
-    "cycles": "the players chase each other. Try penalty=[r1], update=extragradient, "
-    "optimizer@optimizer.generator=optimistic_adam, betas without momentum, or learning rates that fall to 0 "
-    "(+schedule@optimizer.generator.lr=cosine)",
-    "diverges": "every step overshoots. Try lower learning rates, penalty=[r1] or a larger weight of it, "
-    "or update=alternating",
+    "converges": "losses and logits have settled",
+    "drifts": "losses and logits still move in one direction, so that more images may change the samples",
+    "cycles": "losses and logits go up and down by turns, since the players chase each other. Try penalty=[r1], "
+    "update=extragradient, optimizer@optimizer.generator=optimistic_adam, betas without momentum, or learning rates "
+    "that fall to 0 (+schedule@optimizer.generator.lr=cosine)",
+    "diverges": "losses and logits swing wider and wider, since every step overshoots. Try lower learning rates, "
+    "penalty=[r1] or a larger weight of it, or update=alternating",
 }
 _BY_SEVERITY: tuple[Verdict, ...] = ("diverges", "cycles", "drifts", "converges")
 # Amplitude of an oscillation in the second half over that in the first half:

@@ -29,7 +29,8 @@ class Position:
     def passed_time(self, minutes: float | None, *, first: float = 10.0) -> bool:
         """Whether the last step passed a time at which something is due: 10 s, 30 s, 1, 2, 4 minutes, and so on.
 
-        minutes: longest time between two; None for never. first: seconds before which nothing is due.
+        minutes: longest time between two; None for never. first: seconds before which nothing is due, unless
+        `minutes` is shorter.
         """
         if minutes is None:
             return False

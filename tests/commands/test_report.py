@@ -159,7 +159,7 @@ def test_an_unexpected_failure_is_logged_and_reported(cli, tmp_path, monkeypatch
     [
         (
             ["objective=fd_randm"],
-            "objective=fd_randm: not among fd_random, diversity, diversity_within_classes; did you mean fd_random?",
+            "objective=fd_randm: not among fd_random, diversity; did you mean fd_random?",
         ),
         (["hydra/sweeper=tpe", "evaluation.every=null", "seed=choice(0,1)", "-m"], "a search compares evaluations"),
     ],

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fnmatch
 import functools
+import importlib
 import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -10,6 +12,29 @@ from typing import Any
 from gancli.errors import SettingError, UserError, did_you_mean
 
 TRUSTED = ("gancli.", "torch.optim.")
+KINDS = {  # the class that a node at each key must name, or one derived from it; * stands for a name
+    "device": "gancli.device.Runtime",
+    "dataset": "gancli.datasets.base.Dataset",
+    "prior": "gancli.priors.Prior",
+    "network.generator": "gancli.networks.base.Generator",
+    "network.discriminator": "gancli.networks.base.Discriminator",
+    "loss": "gancli.losses.Loss",
+    "penalty.*": "gancli.game.Penalty",
+    "augment": "gancli.augment.base.Augment",
+    "update": "gancli.updates.Update",
+    "optimizer.generator": "torch.optim.Optimizer",
+    "optimizer.discriminator": "torch.optim.Optimizer",
+    "ema": "gancli.training.ema.EMA",
+    "metric.features": "gancli.metrics.features.Features",
+    "metric.*": "gancli.metrics.base.Metric",
+    "diagnostic.*": "gancli.diagnostics.base.Diagnostic",
+    "train": "gancli.training.trainer.Trainer",
+    "checkpoint": "gancli.training.checkpoint.Checkpoints",
+    "log": "gancli.training.logging.TrainingLogger",
+    "evaluation": "gancli.training.evaluation.PeriodicEvaluation",
+    "health": "gancli.training.health.HealthMonitor",
+}
+_INSIDE = ("gancli.schedules.Schedule", "gancli.distributions.Distribution")  # what a setting of a part may be
 
 
 def build(node: Mapping[str, Any], *args: Any, key: str, **known: Any) -> Any:
@@ -44,7 +69,10 @@ def _build_nested(value: Any, key: str) -> Any:
 
 
 def resolve(target: str, *, key: str) -> Any:
-    """Returns the class or function at the dotted path `target`. Raises UserError."""
+    """Returns the class or function at the dotted path `target`, of the kind that belongs at `key`. Raises UserError.
+
+    The kind is known for the keys of `KINDS` and below them, where classes of gancli are schedules and distributions.
+    """
     module, _, name = str(target).rpartition(".")
     try:
         found = getattr(__import__(module, fromlist=[name]), name)
@@ -57,6 +85,25 @@ def resolve(target: str, *, key: str) -> Any:
         raise UserError(f"{key}._target_={target}: {module} has no {name}{hint}") from None
     if not callable(found):
         raise UserError(f"{key}._target_={target}: is not a class")
+    kinds = _kinds(key)
+    is_free = not kinds or (kinds == _INSIDE and not str(target).startswith("gancli."))
+    if not is_free and not (inspect.isclass(found) and issubclass(found, tuple(map(_import, kinds)))):
+        raise UserError(f"{key}._target_={target}: not a {' or a '.join(kinds)}, which belongs here")
+    return found
+
+
+def _kinds(key: str) -> tuple[str, ...]:
+    """Returns the paths of the classes of which one at `key` must be; none for a key that holds no part of a run."""
+    for pattern, kind in KINDS.items():
+        if fnmatch.fnmatchcase(key, pattern) and key.count(".") == pattern.count("."):
+            return (kind,)
+    section = key.partition(".")[0]
+    return _INSIDE if section in {pattern.partition(".")[0] for pattern in KINDS} else ()
+
+
+def _import(path: str) -> type:
+    module, _, name = path.rpartition(".")
+    found: type = getattr(importlib.import_module(module), name)
     return found
 
 

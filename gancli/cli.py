@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from pathlib import Path
 
 from gancli import __version__
-from gancli.commands.sweeps import chosen_launcher, first_run, is_multirun
-from gancli.distributed.launch import process_info
+from gancli.commands.sweeps import chosen_launcher, first_run, flags_last, is_multirun
+from gancli.distributed.launch import is_restartable, process_info
+from gancli.errors import UserError
+from gancli.reporting.streams import prepare_streams, print_lines
 
 COMMANDS = {
     "train": "train a GAN and leave a run folder with checkpoints, pictures and logs",
@@ -22,7 +25,7 @@ NO_OUTPUT = [  # for a process that is not the main process: Hydra makes no fold
     *("hydra.run.dir=.", "hydra.sweep.dir=.", "hydra.sweep.subdir=.", "hydra.output_subdir=null"),
     *("hydra/job_logging=disabled", "hydra/hydra_logging=disabled"),
 ]
-PRINT_FLAGS = {"--cfg", "-c", "--help", "-h", "--info", "-i"}  # with which Hydra prints and runs nothing
+PRINT_FLAGS = {"--cfg", "--help", "--hydra-help", "--info"}  # with which Hydra prints and runs nothing
 WAIT_POLICIES = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}  # of OpenMP; the user's own choice stays
 USAGE = """gancli {version}: train generative adversarial networks from composed YAML
 
@@ -46,20 +49,18 @@ def main() -> None:
     """Entry point of `gancli` and `python -m gancli`; ends the process with the command's exit status."""
     if not WAIT_POLICIES & os.environ.keys():
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # read when torch is imported; see `Runtime`
+    prepare_streams()
     sys.exit(run(sys.argv[1:]))
 
 
 def run(argv: list[str]) -> int:
     """Runs one command line and returns its exit status: 0, 1 failed, 2 bad input, 130 Ctrl-C, 143 SIGTERM."""
     if not argv or argv[0] in ("-h", "--help"):
-        print(
-            USAGE.format(
-                version=__version__, commands="\n".join(f"  {name:10}{text}" for name, text in COMMANDS.items())
-            )
-        )
+        commands = "\n".join(f"  {name:10}{text}" for name, text in COMMANDS.items())
+        print_lines([USAGE.format(version=__version__, commands=commands)])
         return 0
     if argv[0] == "--version":
-        print(f"gancli {__version__}")
+        print_lines([f"gancli {__version__}"])
         return 0
     if argv[0] in ("-sc", "--shell-completion"):
         return _complete(argv)
@@ -73,43 +74,68 @@ def run(argv: list[str]) -> int:
     return _dispatch(argv[0], argv[1:])
 
 
-def _dispatch(command: str, overrides: list[str]) -> int:
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
-    from gancli.commands.hydra_app import exit_status
-    from gancli.errors import Diverged, UserError
-
+def _dispatch(command: str, words: list[str]) -> int:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises its exceptions, which are worded below
     try:
-        try:
-            if not PRINT_FLAGS & set(overrides):
-                overrides = _replace_latest(command, overrides)
-            if command == "train":
-                overrides = _as_sweep_of_one(_require_fixed_folder(_work_in_resumed_folder(overrides)))
-        except UserError as error:
-            return _exit_with_error(str(error))
-        _hydra(command, overrides)
-    except (HydraException, OmegaConfBaseException) as error:  # some of them are OSErrors too
-        from gancli.commands.messages import explain
-
-        return _exit_with_error(explain(error, command, overrides))
-    except BrokenPipeError:  # the reader of a help text, such as `head`, has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except (UserError, Diverged, OSError) as error:
-        return exit_status(error)
-    except ValueError as error:
-        if isinstance(error.__cause__, OSError):  # logging could not open its file
-            return exit_status(error.__cause__)
-        return _plugin_error(error, overrides)
-    except RuntimeError as error:
-        return _plugin_error(error, overrides)
+        process_info()
+    except UserError as error:  # not by `report_error`, which asks which process this is
+        print(f"gancli: error: {error}", file=sys.stderr)
+        return 2
+    try:
+        words = _as_hydra_reads_them(command, words)
+        _hydra(command, words)
     except KeyboardInterrupt:
         return 130
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0
+    except Exception as error:
+        return _status(error, command, words)
     return 0
+
+
+def _status(error: Exception, command: str, words: list[str]) -> int:
+    """Reports an error of the user's and returns the exit status; raises any other error again, which is a bug."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from gancli.commands import messages
+    from gancli.commands.hydra_app import exit_status, report_error, was_reported
+    from gancli.errors import Diverged
+
+    cause = error.__cause__ if isinstance(error, ValueError) else None
+    if was_reported(error):
+        return 2 if isinstance(error, (UserError, OSError)) else 1
+    if isinstance(error, (HydraException, OmegaConfBaseException)):  # some of them are OSErrors too
+        text: str | None = messages.explain(error, command, words)
+    elif isinstance(error, BrokenPipeError):  # the reader of a help text, such as `head`, has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    elif isinstance(error, (UserError, Diverged, OSError)):
+        return exit_status(error)
+    elif isinstance(cause, OSError):  # logging could not open its file
+        return exit_status(cause)
+    else:
+        text = messages.plugin_error(error, words) if isinstance(error, (RuntimeError, ValueError)) else None
+    if text is None:
+        raise error
+    report_error(f"error: {text}")
+    return 2
+
+
+def _as_hydra_reads_them(command: str, words: list[str]) -> list[str]:
+    """Returns the words of a command line such that Hydra does what they say. Raises UserError, HydraException."""
+    from gancli.commands.messages import refuse_early
+    from gancli.overrides import as_typed
+
+    words = flags_last(words)
+    sweep = is_multirun(words)
+    words = [word if word.startswith("-") else as_typed(word, sweep=sweep) for word in words]
+    refuse_early(command, words)
+    if not PRINT_FLAGS & set(words):
+        words = _replace_latest(command, words)
+    if command in ("train", "doctor"):
+        words = _continue_with_own_settings(command, words)
+    return _as_sweep_of_one(_require_fixed_folder(words)) if command == "train" else words
 
 
 def _hydra(command: str, overrides: list[str]) -> None:
@@ -131,13 +157,14 @@ def _hydra(command: str, overrides: list[str]) -> None:
         overrides, runs = first_run(overrides)
         added = [*(NO_OUTPUT[:4] if main else NO_OUTPUT), "hydra/help=doctor"]
         added += ["hydra/job_logging=console"] if main else []
-    # After the user's own settings, so that these win, and before a flag's value, such as `--cfg job`.
-    last = max((index for index, word in enumerate(overrides, start=1) if "=" in word and word[0] != "-"), default=0)
+    # After the user's own settings, so that these win, and before the flags.
+    last = next((index for index, word in enumerate(overrides) if word.startswith("--")), len(overrides))
     sys.argv = [f"gancli {command}", *overrides[:last], *added, *overrides[last:]]
     task = hydra_app.doctor(runs) if command == "doctor" else getattr(hydra_app, command)
     name = "train" if command == "doctor" else command
     try:
-        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=name)(task)()
+        with hydra_app.errors_told_once():
+            hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=name)(task)()
     finally:
         after = command_after_sweep()
         if after is not None and main:
@@ -164,32 +191,41 @@ def _replace_latest(command: str, overrides: list[str]) -> list[str]:
     return replace_latest(command, overrides)
 
 
-def _work_in_resumed_folder(overrides: list[str]) -> list[str]:
-    """Lets Hydra work in the folder of `resume=<run folder>`. Raises UserError where it is no run folder."""
-    given = [index for index, text in enumerate(overrides) if text.startswith("resume=")]
-    which = overrides[given[-1]].partition("=")[2].strip("'\"") if given else "never"
-    if which in ("auto", "never"):
-        return overrides
-    from pathlib import Path
+def _continue_with_own_settings(command: str, words: list[str]) -> list[str]:
+    """Lets `resume=<run folder>` work in that folder, on any setting that the run has. Raises UserError."""
+    given = [word.partition("=")[2] for word in words if word.startswith("resume=")]
+    if not given or set(given[-1].split(",")) <= {"auto", "never"}:
+        return words
+    if is_multirun(words):
+        raise UserError(f"resume={given[-1]}: continues one run, so not with -m; a sweep goes on with resume=auto")
+    from gancli.config import leaves
+    from gancli.files.user_paths import expand
+    from gancli.overrides import last_value, setting
+    from gancli.training.run_folder import RunFolder
 
-    from gancli.errors import UserError
-
-    folder = Path(which).expanduser()
-    if not (folder / "config.yaml").is_file():
+    which = last_value(words, "resume")
+    if which is None:  # null, which the check of the settings refuses
+        return words
+    folder = RunFolder(expand(which, key="resume"))
+    if not folder.exists():
         raise UserError(f"resume={which}: not a run folder, it has no config.yaml; or say resume=auto or resume=never")
-    if is_multirun(overrides):
-        raise UserError(f"resume={which}: continues one run, so not with -m; a sweep goes on with resume=auto")
-    quoted = str(folder).replace("'", "\\'")
-    return [*overrides[: given[-1] + 1], f"hydra.run.dir='{quoted}'", *overrides[given[-1] + 1 :]]
+    # Hydra composes the default choices, which may lack keys of the run's own, so these are forced in. The folder may
+    # come from elsewhere: of its configuration only the names of keys count here.
+    own = {key for key, _ in leaves(folder.read_config()) if "." in key}
+    words = [f"++{word}" if word.partition("=")[0] in own else word for word in words]
+    if command == "doctor":
+        return words
+    elsewhere = last_value(words, "hydra.run.dir")
+    if elsewhere is not None and Path(elsewhere).resolve() != folder.path.resolve():
+        raise UserError(f"hydra.run.dir={elsewhere}: resume={which} goes on in that run's own folder; leave one out")
+    return [setting("hydra.run.dir", folder.path), *words]
 
 
 def _require_fixed_folder(overrides: list[str]) -> list[str]:
     """Refuses what torchrun could not restart: its next attempt would work in a folder named by another time."""
     key = "hydra.sweep.dir" if is_multirun(overrides) else "hydra.run.dir"
-    restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0 and not PRINT_FLAGS & set(overrides)
+    restarts = is_restartable() and not PRINT_FLAGS & set(overrides)
     if restarts and not any(text.startswith(f"{key}=") for text in overrides):
-        from gancli.errors import UserError
-
         raise UserError(f"--max-restarts: a new attempt goes on where the last one saved; give {key}=FOLDER for that")
     return overrides
 
@@ -222,22 +258,3 @@ def _complete(argv: list[str]) -> int:
     with contextlib.suppress(SystemExit):
         hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=command)(hydra_app.train)()
     return 0
-
-
-def _plugin_error(error: Exception, overrides: list[str]) -> int:
-    """Words an error of Hydra's plugins; raises any other error again, which is a bug."""
-    from gancli.commands.messages import launcher_error, null_group, raised_in
-
-    if raised_in(error, "optuna"):  # it asks for the best of numbers that were all NaN
-        return _exit_with_error("hydra/sweeper: no run of this search ended in a number to compare; see objective=…")
-    text = null_group(overrides) or launcher_error(error)
-    if text is None:
-        raise error
-    return _exit_with_error(text)
-
-
-def _exit_with_error(text: str) -> int:
-    from gancli.commands.hydra_app import report_error
-
-    report_error(f"error: {text}")
-    return 2

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import inspect
-import math
+import re
+import sys
 import types
 import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from gancli.build import nodes, resolve
+from gancli.build import KINDS, nodes, resolve
 from gancli.errors import UserError, did_you_mean
+from gancli.schedules import Schedule
 
 RESUME_MUTABLE = (
     *(
@@ -29,6 +31,16 @@ RESUME_MUTABLE = (
     *("device.threads", "resume", "init", "trust", "objective"),
     *("dataset.root", "dataset.path", "dataset.cache", "dataset.download"),  # where the data is
 )
+
+RUN_SCHEMA = {  # the types of a training's settings that belong to no section
+    "seed": int,
+    "conditional": bool,
+    "pack": int,
+    "resume": str,
+    "init": str | None,
+    "objective": str | None,
+    "trust": list[str],
+}
 
 
 def config_dir() -> Path:
@@ -56,6 +68,19 @@ def check(settings: Mapping[str, Any], schema: Mapping[str, Any]) -> None:
         raise UserError("\n".join(dict.fromkeys(found)))
 
 
+def problems_of_run(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yields (key, text) for every part of a training that `settings` lack, and all that `problems` finds in them."""
+    for key in KINDS:
+        section, _, name = key.partition(".")
+        found = settings.get(section)
+        node = found.get(name) if name and isinstance(found, Mapping) else found
+        if name == "*" and not isinstance(found, Mapping):
+            yield section, f"{section}: is to be a mapping of names to parts"
+        elif name != "*" and not (isinstance(node, Mapping) and "_target_" in node):
+            yield section, f"{key}: names no class; every run has this part"
+    yield from problems(settings, RUN_SCHEMA)
+
+
 def problems(settings: Mapping[str, Any], schema: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yields (key, text) for every setting whose type or name is wrong, and for every missing value.
 
@@ -66,12 +91,16 @@ def problems(settings: Mapping[str, Any], schema: Mapping[str, Any]) -> Iterator
         if value == "???":
             yield key, f"{key}: a value is missing; give {key}=…"
     for key, hint in schema.items():
-        if not fits(settings[key], hint):
-            yield key, f"{key}={settings[key]}: expected {_name(hint)}"
+        if key not in settings:
+            yield key, f"{key}: is missing"
+        elif not fits(settings[key], hint):
+            yield key, _misfit(key, settings[key], hint)
+        elif settings[key] == "":
+            yield key, f"{key}='': is empty"
     built = [f"{key}." for key, _ in nodes(settings)]
     for key, value in leaves(settings):
         if key not in schema and not key.startswith(tuple(built)):
-            yield key, f"{key}={value}: nothing reads this setting{did_you_mean(key, settings)}"
+            yield key, f"{key}={_shown(value)}: nothing reads this setting{did_you_mean(key, settings)}"
     for key, node in nodes(settings):
         try:
             target = resolve(node["_target_"], key=key)
@@ -88,38 +117,83 @@ def _misfits(key: str, node: Mapping[str, Any], target: Any) -> Iterator[str]:
         hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
     except (NameError, TypeError, AttributeError):  # a class of the user's own with names we cannot see
         hints = {}
+    is_optimizer = key.startswith("optimizer.")  # all of whose numbers can be scheduled
     for name, value in node.items():
         if name == "_target_" or any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             continue
         if name not in parameters:
             yield f"{key}.{name}: {node['_target_']} has no such setting{did_you_mean(name, parameters)}"
-        elif value != "???" and name in hints and not fits(value, hints[name]):
-            yield f"{key}.{name}={value}: expected {_name(hints[name])}"
+        elif value != "???" and name in hints and not fits(value, hints[name], scheduled=is_optimizer):
+            yield _misfit(f"{key}.{name}", value, hints[name])
+        elif value == "" and str(node["_target_"]).startswith("gancli."):
+            yield f"{key}.{name}='': is empty"
 
 
-def fits(value: Any, hint: Any) -> bool:
-    """Whether a value from YAML can be handed to a parameter annotated with `hint`; unknown hints take all."""
-    if isinstance(value, Mapping) and "_target_" in value:
-        return True  # it becomes an object, whose own settings are checked
+def _misfit(key: str, value: Any, hint: Any) -> str:
+    """Returns what is wrong with a value that does not fit `hint`, and how it is written where that can be guessed."""
+    more, short = "", re.fullmatch(r"(\d+)([kM])", value) if isinstance(value, str) else None
+    if short is not None and fits(1, hint):
+        more = f"; write {int(short[1]) * {'k': 1_000, 'M': 1_000_000}[short[2]]:_}"
+    elif isinstance(value, str) and fits([value], hint):
+        more = f"; a list is written {key}=[{value}]"
+    elif isinstance(value, (int, float)) and fits("", hint):
+        more = f"; text that reads as a number or a boolean is quoted twice: \"{key}='{value}'\""
+    return f"{key}={_shown(value)}: expected {_name(hint)}{more}"
+
+
+def _shown(value: Any) -> Any:
+    """Returns null, true and false as YAML writes them, and any other value as it is."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else value
+
+
+def fits(value: Any, hint: Any, *, scheduled: bool = False) -> bool:
+    """Whether a value from YAML can be handed to a parameter annotated with `hint`; unknown hints take all.
+
+    scheduled: whether a schedule may stand for any number.
+    """
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint in (Any, object):
+        return True
     if origin in (typing.Union, types.UnionType):
-        return any(fits(value, arg) for arg in args)
-    if origin is typing.Literal:
-        return value in args
+        return any(fits(value, arg, scheduled=scheduled) for arg in args)
+    if origin is typing.Literal:  # true is not 1
+        return any(type(value) is type(arg) and value == arg for arg in args)
     if origin in (list, tuple):
         inner = args[:1] if args[1:] in ((), (...,)) else args
         if not isinstance(value, list) or (len(inner) > 1 and len(inner) != len(value)):
             return False
-        return all(fits(item, inner[min(i, len(inner) - 1)]) for i, item in enumerate(value)) if inner else True
+        hints = [inner[min(i, len(inner) - 1)] for i in range(len(value))] if inner else []
+        return all(fits(item, each, scheduled=scheduled) for item, each in zip(value, hints, strict=False))
+    if isinstance(value, Mapping) and "_target_" in value:
+        return _makes(value, Schedule if scheduled and hint is float else hint)
     if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
     if hint in (bool, str):
         return isinstance(value, hint)
     if hint is types.NoneType:
         return value is None
-    return not (inspect.isclass(hint) and isinstance(value, (str, int, float, bool, types.NoneType)))
+    kind = origin or hint
+    if not inspect.isclass(kind):
+        return True
+    is_collection = kind.__module__ in (
+        "builtins",
+        "collections.abc",
+    )  # what YAML can hold, of the classes that are left
+    return is_collection and isinstance(value, (list, dict)) and isinstance(value, kind)
+
+
+def _makes(node: Mapping[str, Any], hint: Any) -> bool:
+    """Whether what `node` becomes can be handed to a parameter annotated with `hint`, as far as that can be known."""
+    try:
+        found = resolve(node["_target_"], key="")
+    except UserError:  # which is reported by itself
+        return True
+    kind = typing.get_origin(hint) or hint
+    if not inspect.isclass(found) or getattr(kind, "_is_protocol", False):
+        return True
+    return not inspect.isclass(kind) or issubclass(found, kind)
 
 
 def _name(hint: Any) -> str:
@@ -127,7 +201,7 @@ def _name(hint: Any) -> str:
     if typing.get_origin(hint) is typing.Literal:
         return "one of " + ", ".join(map(str, options))
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return " or ".join(_name(option) for option in options)
+        return " or ".join(_name(option) for option in options if getattr(option, "__module__", "") != "torch")
     if typing.get_origin(hint) is list and options:
         return f"list of {_name(options[0])}"
     return "null" if hint is types.NoneType else getattr(hint, "__name__", str(hint))

@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 from gancli.distributed.process_group import SINGLE_PROCESS, ProcessGroup
-from gancli.errors import UserError, require_at_least
+from gancli.errors import UserError, require_between
 
 log = logging.getLogger(__name__)
 Network = TypeVar("Network", bound=nn.Module)
+_MAX_THREADS = 1_024  # more than a machine has cores for
 _OPERATIONS_PER_THREAD = 40_000_000  # multiply-adds of a step, below which another thread does not pay
 
 
@@ -48,7 +49,7 @@ class Runtime:
     ) -> None:
         if kind == "cuda" and not torch.cuda.is_available():
             raise UserError("device=cuda: no CUDA device is visible here; use device=auto or device=cpu")
-        require_at_least(1, threads=None if threads == "auto" else threads)
+        self.check_settings(threads=threads)
         self.process_group = process_group
         self.device = torch.device("cpu")
         if kind != "cpu" and torch.cuda.is_available():
@@ -72,6 +73,11 @@ class Runtime:
             log.warning("device.precision=tf32 changes nothing on a CPU: it computes in float32")
         if cuda_graph is True and not on_cuda:
             log.warning("device.cuda_graph=true changes nothing on a CPU: there are no kernel launches to save")
+
+    @staticmethod
+    def check_settings(*, threads: int | Literal["auto"] | None = "auto", **_: Any) -> None:
+        """Raises SettingError for values that are wrong whatever the device."""
+        require_between(1, _MAX_THREADS, threads=threads if isinstance(threads, int) else None)
 
     def __str__(self) -> str:
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"

@@ -10,15 +10,15 @@ import operator
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from math import e, inf, pi, sqrt
-from pathlib import Path
+from math import e, pi, sqrt
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gancli.errors import SettingError
+from gancli.errors import SettingError, require_coordinate, require_positive
+from gancli.files.user_paths import expand
 
 _TAIL = 1e-12  # probabilities are kept this far from 0 and 1, where some quantiles are infinite
 
@@ -60,7 +60,8 @@ class Normal(Distribution):
     """N(mean, std^2)."""
 
     def __init__(self, *, mean: float = 0.0, std: float = 1.0) -> None:
-        _require_positive("std", std)
+        require_positive(std=std)
+        require_coordinate(mean=mean, std=std)
         self.mean, self.std = mean, std
 
     def cdf(self, x: Tensor) -> Tensor:
@@ -79,7 +80,8 @@ class Exponential(Distribution):
     """F(x) = 1 - exp(-rate x) for x >= 0."""
 
     def __init__(self, *, rate: float = 1.0) -> None:
-        _require_positive("rate", rate)
+        require_positive(rate=rate)
+        require_coordinate(rate=rate)
         self.rate = rate
 
     def cdf(self, x: Tensor) -> Tensor:
@@ -96,6 +98,7 @@ class Uniform(Distribution):
     """U(low, high)."""
 
     def __init__(self, *, low: float = 0.0, high: float = 1.0) -> None:
+        require_coordinate(low=low, high=high)
         if not low < high:
             raise SettingError(f"low={low}, high={high}: low must be below high")
         self.low, self.high = low, high
@@ -122,8 +125,8 @@ class GaussianMixture(Distribution):
             raise SettingError(
                 f"means={means}, stds={stds}, weights={weights}: one of each per component, at least one"
             )
-        for std in stds:
-            _require_positive("stds", std)
+        require_positive(stds=stds)
+        require_coordinate(means=means, stds=stds)
         if min(weights) < 0 or sum(weights) <= 0:
             raise SettingError(f"weights={weights}: at least 0 each, and not all 0")
         self.means, self.stds, unnormalized = (
@@ -157,6 +160,7 @@ class Expression(Distribution):
     """
 
     def __init__(self, *, cdf: str, low: float = -20.0, high: float = 20.0) -> None:
+        require_coordinate(low=low, high=high)
         if not low < high:
             raise SettingError(f"low={low}, high={high}: low must be below high")
         try:
@@ -197,7 +201,7 @@ class Table(Distribution):
     """
 
     def __init__(self, *, path: str) -> None:
-        file = Path(path).expanduser()
+        file = expand(path, key="path")
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # NumPy warns of empty files and too large numbers, errors below
@@ -242,11 +246,6 @@ def _bisect(cdf: Callable[[Tensor], Tensor], u: Tensor, low: Tensor, high: Tenso
 
 def _clamp(u: Tensor) -> Tensor:
     return u.double().clamp(_TAIL, 1 - _TAIL)
-
-
-def _require_positive(name: str, value: float) -> None:
-    if not 0 < value < inf:
-        raise SettingError(f"{name}={value}: must be above 0 and finite")
 
 
 # Formulas of x: arithmetic and the functions below. They are never passed to eval, so that a configuration of unknown

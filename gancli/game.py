@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gancli.augment.base import Augment, NoAugment
-from gancli.errors import SettingError, require_at_least
+from gancli.errors import require_at_least, require_between, require_coordinate
 from gancli.losses import Loss
 from gancli.networks.base import Discriminator, Generator
 from gancli.networks.operations import multiply_adds
@@ -75,9 +75,10 @@ class Penalty(ABC):
     requires_single_sample: bool = False
 
     def __init__(self, *, weight: float | Schedule, interval: int = 1) -> None:
-        if not isinstance(weight, Schedule) and weight < 0:
-            raise SettingError(f"weight={weight}: at least 0")
+        require_at_least(0, weight=weight)
+        require_coordinate(weight=weight)  # the right one grows with the square of the samples' unit
         require_at_least(1, interval=interval)
+        require_between(1, 10_000, interval=interval)
         self.weight, self.interval = weight, interval
 
     def due(self, step: int, progress: float) -> bool:

@@ -8,13 +8,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gancli.errors import SettingError
+from gancli.errors import require_at_least, require_between, require_decay, require_positive
+
+_LARGEST = 10_000  # rate, far beyond any with which a game was played
+
+
+def require_ranges(**settings: Any) -> None:
+    """Raises SettingError for numbers with which no optimizer makes sensible steps, now or later in the run.
+
+    settings: of any optimizer, scheduled or not; torch checks fewer of them, and before the first step only.
+    """
+
+    def given(*names: str) -> dict[str, Any]:
+        return {name: settings[name] for name in names if name in settings}
+
+    require_at_least(0, **given("lr", "eps", "weight_decay"))
+    require_positive(**given("clip"))
+    require_between(0, _LARGEST, **given("lr", "eps", "weight_decay", "clip"))
+    require_decay(**given("betas", "alpha", "momentum"))
 
 
 class OptimisticSGD(torch.optim.Optimizer):
     """Optimistic gradient descent, w -= lr (2 g_t - g_{t-1}) (Daskalakis et al., ICLR 2018, eq. 6)."""
 
     def __init__(self, params: Iterable[nn.Parameter], *, lr: float = 1e-2) -> None:
+        require_ranges(lr=lr)
         super().__init__(params, {"lr": lr})
 
     @torch.no_grad()
@@ -41,6 +59,7 @@ class OptimisticAdam(OptimisticSGD):
         betas: tuple[float, float] = (0.5, 0.9),
         eps: float = 1e-8,
     ) -> None:
+        require_ranges(betas=betas, eps=eps)
         super().__init__(params, lr=lr)
         for group in self.param_groups:
             group.update({"betas": betas, "eps": eps})
@@ -84,8 +103,7 @@ class ClippedRMSprop(torch.optim.RMSprop):
 
 
 def _clip_after_steps(optimizer: torch.optim.Optimizer, clip: float) -> None:
-    if clip <= 0:
-        raise SettingError(f"clip={clip}: must be above 0")
+    require_ranges(clip=clip)
     for group in optimizer.param_groups:
         group["clip"] = clip  # a setting of the group can be scheduled and is saved in checkpoints
     optimizer.register_step_post_hook(_clip)

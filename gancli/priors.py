@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gancli.distributions import Distribution, stratified_uniform
-from gancli.errors import SettingError, require_at_least
+from gancli.errors import SettingError, require_at_least, require_coordinate, require_positive
 
 
 class Prior(ABC):
@@ -83,8 +83,8 @@ class TruncatedGaussian(Gaussian):
 
     def __init__(self, *, dim: int, bound: float = 2.0) -> None:
         super().__init__(dim=dim)
-        if bound <= 0:
-            raise SettingError(f"bound={bound}: a number of standard deviations above 0")
+        require_positive(bound=bound)
+        require_coordinate(bound=bound)
         self.bound = bound
 
     def sample(self, count: int, rng: torch.Generator, *, truncation: float | None = None) -> Tensor:
@@ -112,6 +112,7 @@ class Uniform(_TruncatedByProbability):
 
     def __init__(self, *, dim: int, low: float = -1.0, high: float = 1.0, stratified: bool = False) -> None:
         super().__init__(dim=dim)
+        require_coordinate(low=low, high=high)
         if not low < high:
             raise SettingError(f"low={low}, high={high}: low must be below high")
         self.low, self.high, self.stratified = low, high, stratified

@@ -67,7 +67,7 @@ def random_state(stream: Stream) -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any], stream: Stream) -> None:
-    """Restores every random generator from what `random_state` returned."""
+    """Restores every random generator from what `random_state` returned. Raises ValueError, and what torch raises."""
     stream.generator.set_state(state["noise"])
     torch.set_rng_state(state["torch"])
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
@@ -75,4 +75,6 @@ def set_random_state(state: dict[str, Any], stream: Stream) -> None:
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     kind, keys, position, has_gauss, cached = state["numpy"]
+    if not 0 <= position <= len(keys):  # numpy would read past their end
+        raise ValueError(f"random: numpy's generator stands at {position} of {len(keys)} numbers")
     np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, cached))

@@ -20,6 +20,10 @@ class Schedule(ABC):
     def __call__(self, progress: float) -> float:
         """Returns the value at `progress`."""
 
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{name}={value}" for name, value in vars(self).items() if not name.startswith("_"))
+        return f"{type(self).__name__}({settings})"
+
 
 class Constant(Schedule):
     """Always `value`."""
@@ -71,10 +75,11 @@ class BurnIn(Schedule):
     def __init__(self, *, start: float, value: float, until: float = 0.1) -> None:
         if not 0.0 < until <= 1.0:
             raise SettingError(f"until={until}: a fraction of the run with 0 < until <= 1")
-        self.ramp = Cosine(start=start, end=value, finish=until)
+        self.start, self.value, self.until = start, value, until
+        self._ramp = Cosine(start=start, end=value, finish=until)
 
     def __call__(self, progress: float) -> float:
-        return self.ramp(progress)
+        return self._ramp(progress)
 
 
 def at(value: Any, progress: float) -> Any:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import backward, grad
 
-from gancli.errors import require_at_least
+from gancli.errors import require_at_least, require_between
 from gancli.game import DiscriminatorOutput, Game, Penalty
 
 BatchFn = Callable[[int], tuple[Tensor, Tensor | None]]  # k -> the step's k-th real batch (B, *shape), labels (B,)
@@ -124,6 +124,7 @@ class Alternating(Update):
 
     def __init__(self, *, discriminator_steps: int = 1) -> None:
         require_at_least(1, discriminator_steps=discriminator_steps)
+        require_between(1, 1_000, discriminator_steps=discriminator_steps)
         self.discriminator_steps = discriminator_steps
 
     def player_updates(self, game: Game, draw: BatchFn, *, step: int, progress: float) -> Iterator[PlayerUpdate]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from pictures import grey, save
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores; torch has not been imported yet
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -42,6 +43,7 @@ def pytest_collection_modifyitems(items):
 def home(tmp_path_factory):
     """Caches go where nobody else looks."""
     before, os.environ["HOME"] = os.environ.get("HOME"), str(tmp_path_factory.mktemp("home"))
+    os.environ.pop("XDG_CACHE_HOME", None)
     yield
     if before is not None:
         os.environ["HOME"] = before
@@ -114,3 +116,22 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained") / "run"
     train_in(folder, *TINY)
     return folder
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder of ten images in nested folders; image i has the value 20 i everywhere."""
+    for number in range(10):
+        save(tmp_path / "in" / f"{number % 2}" / "deep" / f"{number}.png", grey(20 * number))
+    return tmp_path / "in"
+
+
+@pytest.fixture
+def read_folder(tmp_path):
+    """`read_folder(path, …)` returns the data set of a folder or zip of images, at 8x8 pixels by default."""
+    from gancli.datasets.folder import Folder
+
+    def call(path, **settings):
+        return Folder(path=str(path), cache=str(tmp_path / "cache"), **{"resolution": 8, **settings})
+
+    return call

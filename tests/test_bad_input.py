@@ -29,7 +29,7 @@ TRAIN = {  # overrides -> what the error must name
     "missing config folder": (["--config-dir=nowhere"], "nowhere"),
     "seed is a word": (["seed=abc"], "seed=abc: expected int"),
     "lr is a word": (["optimizer.generator.lr=fast"], "optimizer.generator.lr=fast: expected float"),
-    "negative lr": (["optimizer.generator.lr=-1"], "optimizer.generator: Invalid learning rate: -1"),
+    "negative lr": (["optimizer.generator.lr=-1"], "optimizer.generator.lr=-1: at least 0"),
     "betas of three": (["optimizer.generator.betas=[0,0.9,1]"], "optimizer.generator.betas=[0, 0.9, 1]: expected"),
     "batch is zero": (["train.batch_size=0"], "train.batch_size=0: at least 1"),
     "batch is a fraction": (["train.batch_size=1.5"], "train.batch_size=1.5: expected int"),
@@ -57,7 +57,10 @@ TRAIN = {  # overrides -> what the error must name
     "a number too large": (["seed=99999999999999999999"], "seed=99999999999999999999: expected int"),
     "no number": (["train.minutes=nan"], "train.minutes=nan: expected float"),
     "a group that is null": (["penalty=null"], "penalty=none for no penalty"),
-    "a section that is null": (["ema=null"], "ema=None: nothing reads this setting"),
+    "a section that is null": (
+        ["ema=null"],
+        "ema=null: a section, which has no value of its own and is always there; set what is in it",
+    ),
     "a key that nothing reads": (["+foo=1"], "foo=1: nothing reads this setting"),
     "unknown class": (["loss._target_=gancli.losses.Hing"], "gancli.losses has no Hing; did you mean Hinge?"),
     "unknown module": (["loss._target_=mine.Loss"], "no module mine"),
@@ -74,13 +77,13 @@ TRAIN = {  # overrides -> what the error must name
     "evaluation of one": (["evaluation.count=1"], "evaluation.count=1: at least 2"),
     "unknown action": (["health.action=halt"], "health.action=halt: expected one of warn, stop, rollback"),
     "a factor that raises": (["health.lower_lr=2"], "health.lower_lr=2"),
-    "a formula without its inner quotes": (
-        [*LINE, "distribution@dataset.distribution=expression", "dataset.distribution.cdf=1 - exp(-x**2)"],
-        "dataset.distribution.cdf=1 - exp(-x**2): not readable; quote such a value twice, once for the shell: "
-        "\"dataset.distribution.cdf='1 - exp(-x**2)'\"",
+    "brackets without inner quotes": (
+        ["network.generator.norm=a (b)"],
+        "network.generator.norm=a (b): not readable; quote such a value twice, once for the shell: "
+        "\"network.generator.norm='a (b)'\"",
     ),
     "a formula of something else": (
-        [*LINE, "distribution@dataset.distribution=expression", "dataset.distribution.cdf='1 - foo(x)'"],
+        [*LINE, "distribution@dataset.distribution=expression", "dataset.distribution.cdf=1 - foo(x)"],
         "dataset.distribution.cdf=1 - foo(x): foo(x) is not arithmetic of x",
     ),
     "a table that is not there": (
@@ -261,7 +264,8 @@ def test_a_run_folder_that_names_foreign_classes_does_not_go_on(trained, cli, tm
 
 def test_a_sweep_does_not_end_with_its_first_failure(cli):
     result = cli("train", "-m", *TINY, "hydra.sweep.dir=sweep", "train.batch_size=5000,16")
-    refused(result, "train.batch_size=5000: larger than the data set")
+    refused(result, "gancli: error: job 0: train.batch_size=5000: larger than the data set")
+    assert result.err.count("train.batch_size=5000") == 1, "told once, by gancli alone"
     assert Path("sweep/1/samples.png").exists()
 
 

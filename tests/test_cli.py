@@ -1,12 +1,15 @@
 """The command line as a shell sees it."""
 
+import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import TINY
 
 from gancli import __version__
@@ -182,7 +185,8 @@ def test_two_processes_do_not_train_in_one_folder(cli, tmp_path):
 
     with RunFolder(tmp_path / "run").locked():
         result = cli("train", *TINY, "hydra.run.dir=run")
-    assert result.status == 2 and "another process" in result.err
+        assert [path.name for path in Path("run").iterdir()] == [".lock"], "nothing is written where another one works"
+    assert result.status == 2 and result.err.count("\n") == 1 and "another process" in result.err
 
 
 def test_a_start_that_is_refused_leaves_no_folder(cli, tmp_path):
@@ -191,12 +195,17 @@ def test_a_start_that_is_refused_leaves_no_folder(cli, tmp_path):
     (tmp_path / "mine").mkdir()
     for folder in ("mine", "mine/new/run"):
         assert cli(*refused, f"hydra.run.dir={folder}").status == 2
-    assert {path.name for path in (tmp_path / "mine").iterdir()} == {".hydra", "train.log", ".lock"}, "it was there"
+    assert {path.name for path in (tmp_path / "mine").iterdir()} == {".lock"}, "the folder was there"
     run = cli("train", *TINY, "hydra.run.dir=mine")
     assert run.status == 0, run.err
-    before = sorted(tmp_path.rglob("*"))
-    assert cli("train", "resume=mine", "train.batch_size=32").status == 2
-    assert sorted(tmp_path.rglob("*")) == before
+    before = content_below(tmp_path)
+    for words in (["resume=mine", "train.batch_size=32"], ["hydra.run.dir=mine", *TINY, "train.images=16"]):
+        assert cli("train", *words).status == 2
+        assert content_below(tmp_path) == before
+
+
+def content_below(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_latest_is_the_run_with_the_newest_checkpoint(cli, trained, tmp_path):
@@ -223,3 +232,52 @@ def test_a_finished_run_says_how_to_go_on(cli, train):
     assert result.err.endswith(f"to go on:\n  gancli train resume={run} train.images=128\n")
     words = result.err.splitlines()[-1].split()[1:]
     assert f"gancli train resume={run} train.images=256" in cli(*words).err
+
+
+def test_what_a_run_prints_can_be_typed(cli):
+    folder = "it's, lr=1 [a] $HOME/2024_01_05"
+    trained = cli("train", *TINY, f"hydra.run.dir={folder}")
+    assert trained.status == 0 and Path(folder, "config.yaml").exists(), trained.err
+    lines = [line.strip() for line in trained.err.splitlines()]
+    goes_on, sample = (
+        next(shlex.split(line)[1:] for line in lines if line.startswith(f"gancli {command} "))
+        for command in ("train", "sample")
+    )
+    assert cli(*sample, "out=a.png").status == 0
+    assert cli(*goes_on).status == 0 and Path(folder, "checkpoints/images-000000000128.pt").exists()
+
+
+def test_a_name_that_reads_as_a_number_is_a_name(cli, trained, tmp_path):
+    for name in ("20240105", "2024_01_05"):
+        shutil.copytree(trained, tmp_path / name)
+    assert cli("sample", "run=2024_01_05", "out=1e3.png").status == 0 and Path("1e3.png").exists()
+    assert cli("train", "resume=2024_01_05", "train.images=8e1").status == 0
+    assert Path("2024_01_05/checkpoints/images-000000000080.pt").exists()
+    assert not Path("20240105/checkpoints/images-000000000080.pt").exists()
+    assert "hydra.run.dir=elsewhere: resume=" in cli("train", "resume=20240105", "hydra.run.dir=elsewhere").err
+
+
+def test_paths_are_relative_to_where_the_command_was_typed(cli, trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    result = cli("train", "hydra.job.chdir=true", *TINY, "init=run", "hydra.run.dir=new", "evaluation.cache=cache")
+    assert result.status == 0, result.err
+    assert Path.cwd() == tmp_path and Path("new/samples.png").exists() and not Path("new/new").exists()
+
+
+def test_a_run_goes_on_with_settings_that_the_defaults_lack(cli, train, tmp_path):
+    from PIL import Image
+
+    for number in range(40):
+        (tmp_path / "set").mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"set/{number}.png")
+    folder = ["dataset=folder", "dataset.path=set", "dataset.resolution=8", f"dataset.cache={tmp_path}/cache"]
+    run = train(*folder, "metric/features=classifier")
+    (tmp_path / "set").rename("moved")
+    refused = cli("train", "resume=run", "dataset.flip=true")
+    assert refused.status == 2 and "dataset.flip: False -> True" in refused.err
+    words = ["resume=run", "dataset.path=moved", "train.images=80", "metric/features=random"]
+    result = cli("train", *words)
+    assert result.status == 0, result.err
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    assert settings["dataset"]["path"] == "moved" and settings["metric"]["features"]["_target_"].endswith("Random")
+    assert json.loads((run / "run.json").read_text())["starts"][-1]["overrides"] == words

@@ -62,13 +62,13 @@ def override_for(file):
 
 @pytest.mark.parametrize("file", [f for f in FILES if "/" in f and not f.startswith("hydra")])
 def test_every_choice_composes_and_each_key_is_taken_by_the_class_it_is_for(file):
-    config.check(composed(*override_for(file)), check_settings.SCHEMA)
+    config.check(composed(*override_for(file)), config.RUN_SCHEMA)
 
 
 def test_a_key_that_nothing_reads_is_noticed():
     settings = composed("+train.colour=3")
     with pytest.raises(config.UserError, match=r"train\.colour: .* has no such setting"):
-        config.check(settings, check_settings.SCHEMA)
+        config.check(settings, config.RUN_SCHEMA)
 
 
 def test_top_level_keys_are_read():
@@ -77,7 +77,7 @@ def test_top_level_keys_are_read():
     source = "".join(Path(module.__file__).read_text() for module in (train, check_settings, parts, run_folder))
     used = re.findall(r'settings\["(\w+)"\]', source)
     assert sections <= set(used), sections - set(used)
-    assert set(settings) - sections == set(check_settings.SCHEMA)
+    assert set(settings) - sections == set(config.RUN_SCHEMA)
 
 
 def test_a_default_is_the_same_in_the_yaml_and_in_the_constructor():

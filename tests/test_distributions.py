@@ -165,14 +165,14 @@ def test_mixture_weights_are_normalised():
 @pytest.mark.parametrize(
     ("kind", "settings", "message"),
     [
-        ("Normal", {"std": 0.0}, "std=0.0: must be above 0"),
-        ("Normal", {"std": float("nan")}, "std=nan: must be above 0"),
-        ("Exponential", {"rate": -1.0}, "rate=-1.0: must be above 0"),
+        ("Normal", {"std": 0.0}, "std=0.0: a number above 0"),
+        ("Normal", {"std": float("nan")}, "std=nan: a number above 0"),
+        ("Exponential", {"rate": -1.0}, "rate=-1.0: a number above 0"),
         ("Uniform", {"low": 1.0, "high": 1.0}, "low=1.0, high=1.0: low must be below high"),
         ("GaussianMixture", {"means": [], "stds": []}, "one of each per component, at least one"),
         ("GaussianMixture", {"means": [0.0], "stds": [1.0, 2.0]}, "one of each per component"),
         ("GaussianMixture", {"means": [0.0], "stds": [1.0], "weights": [1.0, 1.0]}, "one of each per component"),
-        ("GaussianMixture", {"means": [0.0], "stds": [-1.0]}, "stds=-1.0: must be above 0"),
+        ("GaussianMixture", {"means": [0.0], "stds": [-1.0]}, "stds=-1.0 in [-1.0]: a number above 0"),
         (
             "GaussianMixture",
             {"means": [0.0, 1.0], "stds": [1.0, 1.0], "weights": [2.0, -1.0]},

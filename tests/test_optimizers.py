@@ -220,5 +220,5 @@ def test_clip_may_be_scheduled_and_is_part_of_the_state() -> None:
 
 @pytest.mark.parametrize("make", [ClippedSGD, ClippedRMSprop])
 def test_clip_must_be_positive(make: type[ClippedSGD]) -> None:
-    with pytest.raises(SettingError, match=r"^clip=0.0: must be above 0"):
+    with pytest.raises(SettingError, match=r"^clip=0.0: a number above 0"):
         make([parameter()], clip=0.0)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gancli.augment.base import ImageAugment, outside_rectangle, per_image, standard_normal, uniform_integer
 from gancli.augment.sampling import warp_affine
-from gancli.errors import SettingError, require_at_least
+from gancli.errors import SettingError, require_at_least, require_between
 from gancli.schedules import Schedule
 
 
@@ -54,6 +54,7 @@ class ADA(ImageAugment):
         if not -1.0 < target < 1.0:
             raise SettingError(f"target={target}: a mean of signs, between -1 and 1")
         require_at_least(1, speed=speed, interval=interval)
+        require_between(1, 10_000, interval=interval)
         self.limit, self.target, self.speed, self.interval = limit, target, speed, interval
         if strength is None:
             self.p = torch.zeros(())

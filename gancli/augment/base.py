@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from gancli.errors import SettingError, UserError
+from gancli.errors import SettingError, UserError, require_share
 from gancli.schedules import Schedule, at
 
 
@@ -94,9 +94,7 @@ class ImageAugment(Augment):
         if not kinds or len(set(kinds)) < len(kinds) or not set(kinds) <= set(self.columns):
             known = ", ".join(self.columns)
             raise SettingError(f"kinds={list(kinds)}: one or more of {known}, each once; or use augment=none")
-        for value in () if strength is None else (at(strength, 0.0), at(strength, 1.0)):
-            if not 0.0 <= value <= 1.0:
-                raise SettingError(f"strength={value}: a probability, from 0 to 1")
+        require_share(strength=strength)
         self.kinds = [kind for kind in self.columns if kind in kinds]
         self.draws = sum(self.columns[kind] for kind in self.kinds)
         self.schedule = strength

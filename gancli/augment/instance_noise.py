@@ -9,7 +9,7 @@ from math import prod
 from torch import Tensor
 
 from gancli.augment.base import Augment, standard_normal
-from gancli.errors import require_at_least
+from gancli.errors import require_at_least, require_coordinate
 from gancli.schedules import Schedule, at
 
 
@@ -22,8 +22,8 @@ class InstanceNoise(Augment):
     draws = 1
 
     def __init__(self, *, std: float | Schedule = 0.1) -> None:
-        for value in (at(std, 0.0), at(std, 1.0)):
-            require_at_least(0, std=value)
+        require_at_least(0, std=std)
+        require_coordinate(std=std)
         self.schedule = std
         self.prepare(0.0)
 

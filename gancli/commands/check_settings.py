@@ -4,31 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from gancli import config
 from gancli.build import build, make, resolve
 from gancli.commands.parts import check_optimizer, networks
-from gancli.datasets.base import DatasetInfo
-from gancli.errors import SettingError, UserError
+from gancli.datasets.base import DatasetInfo, SyntheticDataset
+from gancli.errors import SettingError, UserError, require_memory
 from gancli.game import PLAYERS, Penalty
 from gancli.training.initial_weights import checkpoints_of
 from gancli.training.trainer import Trainer
 from gancli.updates import Update
 
 T = TypeVar("T")
-SCHEMA = {
-    "seed": int,
-    "conditional": bool,
-    "pack": int,
-    "resume": str,
-    "init": str | int | None,
-    "objective": str | None,
-    "trust": list[str],
-}
+_FLOAT = 4  # bytes
 NO_LABELS = "conditional=true: this data set has no labels; use conditional=false, or dataset.labels=true for a folder"
 
 
@@ -38,7 +33,7 @@ def check_settings(settings: Mapping[str, Any], *, world_size: int = 1, resuming
     Every part is built that needs no data, and the networks where the settings tell the shape of the samples. A section
     with a wrong type is not built. resuming: whether a run goes on, which takes no weights of another one.
     """
-    problems = list(config.problems(settings, SCHEMA))
+    problems = list(config.problems_of_run(settings))
     errors = [text for _, text in problems]
     broken = {key.split(".")[0] for key, _ in problems}
 
@@ -70,7 +65,7 @@ def check_settings(settings: Mapping[str, Any], *, world_size: int = 1, resuming
     penalties = attempt_each("penalty")
     attempt_each("metric")
     attempt_each("diagnostic")
-    for section in ("train", "evaluation", "log"):
+    for section in ("device", "train", "evaluation", "log"):
         attempt(section, partial(_check_node, settings[section], section, world_size))
     attempt("metric", partial(_check_node, settings["metric"]["features"], "metric.features", world_size))
     if not broken & {"train", "pack", "conditional"}:
@@ -82,7 +77,13 @@ def check_settings(settings: Mapping[str, Any], *, world_size: int = 1, resuming
         # A pack that is refused already must not hide what else is wrong with the networks.
         pack = 1 if settings["conditional"] else max(settings["pack"], 1)
         chosen = {**settings, "pack": pack}
-        attempt("network", lambda: networks(chosen, info.shape, info.num_classes or 0, prior.dim))
+
+        def check_sizes() -> None:
+            if not broken & {"train", "evaluation", "log"}:
+                _check_samples(settings, info, prior.dim)
+            _check_networks(chosen, info, prior.dim)
+
+        attempt("network", check_sizes)
     for player in PLAYERS:
         attempt("optimizer", partial(check_optimizer, settings, player))
     attempt_one("ema", nn.Identity())
@@ -90,6 +91,50 @@ def check_settings(settings: Mapping[str, Any], *, world_size: int = 1, resuming
         attempt("init", lambda: checkpoints_of(settings["init"]))
     if errors:
         raise UserError("\n".join(dict.fromkeys(errors)))
+
+
+def _check_samples(settings: Mapping[str, Any], info: DatasetInfo, dim: int) -> None:
+    """Raises SettingError where the samples and the noise that are held at once do not fit into memory."""
+    counts = {"train.batch_size": settings["train"]["batch_size"], "log.samples": settings["log"]["samples"]}
+    if settings["evaluation"]["every"] is not None:
+        counts["evaluation.count"] = settings["evaluation"]["count"]
+    if issubclass(resolve(settings["dataset"]["_target_"], key="dataset"), SyntheticDataset):  # others hold but few out
+        counts["log.holdout"] = settings["log"]["holdout"]
+    sides = {"dataset.resolution": max(info.shape)} if "resolution" in settings["dataset"] else {}
+    for key, count in counts.items():
+        require_memory(_FLOAT * count * (prod(info.shape) + dim), **{key: count, "prior.dim": dim}, **sides)
+
+
+def _check_networks(settings: Mapping[str, Any], info: DatasetInfo, dim: int) -> None:
+    """Builds the networks. Raises UserError, also where their numbers would not fit into memory."""
+    sizes = {"prior.dim": dim, "pack": settings["pack"]}
+    for player in PLAYERS:
+        given = settings["network"][player].items()
+        sizes |= {f"network.{player}.{name}": value for name, value in given if isinstance(value, int)}
+    with _MemoryChecked(sizes):
+        networks(settings, info.shape, info.num_classes or 0, dim)
+
+
+class _MemoryChecked(TorchFunctionMode):
+    """Raises UserError where the weights that are made, and their gradients, come to take more memory than there is.
+
+    It does so before they are allocated. sizes: the settings of which the largest is named.
+    """
+
+    def __init__(self, sizes: Mapping[str, float]) -> None:
+        super().__init__()
+        self.sizes, self.numbers = sizes, 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.empty, torch.randn):  # by which layers make their weights
+            shape = kwargs.get("size", args[0] if args and isinstance(args[0], (tuple, list)) else args)
+            self.numbers += prod(shape)
+            try:
+                require_memory(2 * _FLOAT * self.numbers, **self.sizes)
+            except SettingError as error:
+                raise UserError(str(error)) from None  # which has the whole keys already
+        return func(*args, **kwargs)
 
 
 def _check_node(node: Mapping[str, Any], key: str, world_size: int) -> None:

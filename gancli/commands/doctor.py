@@ -21,7 +21,8 @@ from gancli.commands.check_settings import check_settings
 from gancli.diagnostics.base import TrainedRun, diagnose
 from gancli.distributed.process_group import join_process_group
 from gancli.errors import FeaturesUnavailable
-from gancli.reporting.stdout import print_lines
+from gancli.files.user_paths import expand
+from gancli.reporting.streams import print_lines
 from gancli.training import cuda_graphs
 from gancli.training.logging import TrainingLogger
 from gancli.training.run_folder import RunFolder, settings_to_continue
@@ -30,6 +31,7 @@ from gancli.training.trainer import Trainer
 log = logging.getLogger(__name__)
 log.setLevel(logging.INFO)  # also while the messages of the run are suppressed
 TIMED_SECONDS = 6.0  # least duration of the steps that are timed
+_YEAR = 365.25 * 24 * 3600
 MIN_STEPS = 2  # least number of them
 MAX_IMPORT_SECONDS = 10.0  # that a first assembly may take longer than a second one
 DIAGNOSED_ROWS = 100  # of the log when diagnostics are timed
@@ -84,7 +86,7 @@ def run(
     startup = _startup_seconds()
     settings = {**settings, "penalty": train.chosen_penalties(settings["penalty"], overrides)}
     if settings["resume"] not in ("auto", "never"):
-        resumed = RunFolder(Path(settings["resume"]).expanduser())
+        resumed = RunFolder(expand(settings["resume"], key="resume"))
         settings, _ = settings_to_continue(resumed, settings, overrides=overrides)
     check_settings(settings, world_size=join_process_group().world_size)
     with tempfile.TemporaryDirectory(prefix="gancli-doctor-") as path:
@@ -276,4 +278,4 @@ def _report_launcher(
 
 
 def _duration(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))
+    return str(timedelta(seconds=round(seconds))) if seconds < 1e10 else f"{seconds / _YEAR:,.0f} years"

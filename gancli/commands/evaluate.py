@@ -12,27 +12,28 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gancli import config
-from gancli.atomic_files import atomic_write
 from gancli.build import build
 from gancli.commands.sample import generate, load_generator, noise_rows
 from gancli.datasets.base import Dataset
 from gancli.datasets.folder import ImagesToMeasure
 from gancli.device import Runtime
 from gancli.distributed.process_group import join_process_group
-from gancli.errors import InvalidCheckpoint, UserError, require_at_least
+from gancli.errors import InvalidTensorFile, UserError, printable, require_at_least
+from gancli.files.atomic import atomic_write
+from gancli.files.user_paths import cache_folder, expand
 from gancli.metrics.base import Number, Samples, reference_samples
 from gancli.metrics.memorisation import nearest_images
 from gancli.metrics.suite import MetricSuite, build_suite
 from gancli.progress import progress
 from gancli.reporting import image_grids
 from gancli.reporting.html import Table
-from gancli.reporting.stdout import print_lines, terminal_width
+from gancli.reporting.streams import print_lines, terminal_width
 from gancli.training.checkpoint import Checkpoints, read
 from gancli.training.run_folder import Row, RunFolder, provenance
 
 log = logging.getLogger(__name__)
 SCHEMA = {
-    "run": str | int | list[str] | None,
+    "run": str | list[str] | None,
     "folders": list[str] | None,
     "resolution": int | list[int] | None,
     "checkpoint": str | int,
@@ -43,7 +44,7 @@ SCHEMA = {
     "reference": Literal["train", "holdout"],
     "reference_count": int | None,
     "data": str | None,
-    "cache": str,
+    "cache": str | None,
     "batch_size": int,
     "trust": list[str],
 }
@@ -75,10 +76,14 @@ def measure(settings: dict[str, Any], *, chosen: bool = False) -> Iterator[tuple
     """
     config.check(settings, SCHEMA)
     require_at_least(2, count=settings["count"], reference_count=settings["reference_count"])
-    require_at_least(1, batch_size=settings["batch_size"])
+    require_at_least(1, batch_size=settings["batch_size"], resolution=settings["resolution"])
     paths = settings["run"] if isinstance(settings["run"], list) else [settings["run"]]
-    if (paths in ([], [None])) == (settings["folders"] is None):
+    if paths in ([], [None]) and settings["folders"] is None:
         raise UserError("run=…: name one or more run folders, or instead folders=[generated,real]")
+    if settings["run"] is not None and settings["folders"] is not None:
+        raise UserError(
+            f"folders={settings['folders']}: not together with run={settings['run']}; leave one of them out"
+        )
     settings = {**settings, "metric": settings.get("metric", {}), "chosen": chosen}  # no such key for metric=[]
     if not settings["metric"].keys() - {"features"}:
         raise UserError("metric=[]: name at least one, such as metric=[fid]")
@@ -91,7 +96,7 @@ def measure(settings: dict[str, Any], *, chosen: bool = False) -> Iterator[tuple
     parts = ["prior", "network.generator", "dataset"]
     if "features" not in settings["metric"]:
         parts.append("metric.features")
-    folders = [RunFolder(Path(str(path)).expanduser()) for path in paths]
+    folders = [RunFolder(expand(path, key="run")) for path in paths]
     # All folders are read before the first one is evaluated, which may take long.
     trained = [folder.settings(trust=settings["trust"], parts=tuple(parts)) for folder in folders]
     for pair in zip(folders, trained, strict=True):
@@ -178,7 +183,9 @@ def _row(of: str, values: Mapping[str, float], suite: MetricSuite) -> Row:
     classes = {match[1]: value for name, value in values.items() if (match := re.search(r"_class_(\d+)$", name))}
     if classes:
         worst = int(max(classes, key=lambda label: classes[label]))
-        row["worst_class"] = suite.dataset.class_names[worst] if suite.dataset.class_names else f"class {worst}"
+        row["worst_class"] = (
+            printable(suite.dataset.class_names[worst]) if suite.dataset.class_names else f"class {worst}"
+        )
     return row
 
 
@@ -197,7 +204,7 @@ def _suite(
         dataset,
         labelled=labelled,
         device=runtime.device,
-        cache=Path(settings["cache"]).expanduser(),
+        cache=cache_folder(settings["cache"], key="cache"),
         reference=settings["reference"],
         reference_count=settings["reference_count"] or len(dataset),
     )
@@ -236,7 +243,7 @@ def _checkpoints(folder: RunFolder, which: str | int) -> Iterator[tuple[Path, di
     for file in files:
         try:
             yield file, read(file)
-        except InvalidCheckpoint as error:
+        except InvalidTensorFile as error:
             log.warning("%s is skipped: %s", file, error)
 
 
@@ -248,12 +255,14 @@ def _measure_folders(settings: Mapping[str, Any], runtime: Runtime) -> Iterator[
         ImagesToMeasure(path=path, resolution=settings["resolution"], cache=settings["cache"], key="folders")
         for path in settings["folders"]
     )
-    if len(generated) < 2:
-        raise UserError(f"folders={settings['folders']}: {len(generated)} generated image is too few to measure")
+    for name, folder, images in zip(("generated", "real"), settings["folders"], (generated, real), strict=True):
+        if len(images) < 2:
+            raise UserError(f"folders={folder}: {len(images)} {name} image is too few to measure")
     if generated.shape != real.shape:
-        raise UserError(
-            f"resolution=null: images of {generated.shape[1:]} and {real.shape[1:]} pixels; give one size for both"
-        )
+        sizes = " and ".join(f"{height}x{width}" for _, height, width in (generated.shape, real.shape))
+        raise UserError(f"folders={settings['folders']}: images of {sizes} pixels; give resolution=, one size for both")
+    if settings["reference"] != "train":
+        raise UserError(f"reference={settings['reference']}: folders have no such part; leave it out")
     suite = _suite(settings, real, runtime, features=None, labelled=False)
     log.info("%s", _describe(suite))
     samples = Samples(generated.reference("train", settings["count"] or len(generated))[0], features=suite.features)
@@ -262,7 +271,7 @@ def _measure_folders(settings: Mapping[str, Any], runtime: Runtime) -> Iterator[
     row = _row(str(settings["folders"][0]), suite(samples), suite) | about | provenance()
     yield row, suite.numbers
     if settings["out"] is not None:
-        atomic_write(Path(settings["out"]).expanduser(), (json.dumps(row, indent=2) + "\n").encode())
+        atomic_write(expand(settings["out"], key="out"), (json.dumps(row, indent=2) + "\n").encode())
 
 
 def _describe(suite: MetricSuite) -> str:

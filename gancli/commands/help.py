@@ -6,11 +6,11 @@ import shutil
 import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from gancli.commands.composition import Composition, annotated_yaml, compose, join
 from gancli.commands.sweeps import first_run
 from gancli.config import config_dir
+from gancli.overrides import typed_value
 
 SECTIONS = {  # of `gancli train`; a key that is in none of them comes last
     "Data and networks": ("dataset", "conditional", "prior", "network", "augment", "pack"),
@@ -122,7 +122,7 @@ class Help:
         value, comment = self.composition.value(key), self.composition.comments.get(key, "")
         choice = self.composition.choices.get(key)
         if choice is not None:
-            chosen = _typed(choice.names if choice.is_list else choice.names[0])
+            chosen = typed_value(choice.names if choice.is_list else choice.names[0])
             yield from self._line(f"{choice.group}={chosen}", comment)
             group = choice.group.partition("@")[0]
             if group not in self._listed:
@@ -130,7 +130,9 @@ class Help:
                 yield from self._wrap(f"or {', '.join(others)}", indent=6)
                 self._listed.add(group)
         elif not isinstance(value, Mapping):
-            yield from self._line(f"{key}={_typed(value)}", comment + ("; must be given" if value == "???" else ""))
+            yield from self._line(
+                f"{key}={typed_value(value)}", comment + ("; must be given" if value == "???" else "")
+            )
         elif comment:
             yield from self._line(key, comment)
         for name in value if isinstance(value, Mapping) else []:
@@ -154,14 +156,3 @@ class Help:
             break_long_words=False,
             break_on_hyphens=False,
         )
-
-
-def _typed(value: Any) -> str:
-    """Returns a value as it is typed on the command line."""
-    if value is None or isinstance(value, bool):
-        return "null" if value is None else str(value).lower()
-    if isinstance(value, list):
-        return f"[{','.join(map(_typed, value))}]"
-    if isinstance(value, Mapping):
-        return f"{{{','.join(f'{key}:{_typed(each)}' for key, each in value.items())}}}"
-    return f"{value:_}" if isinstance(value, int) and value >= 10_000 else str(value)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gancli.commands.hydra_callbacks import remove_new_folders
+from gancli.commands.hydra_callbacks import undo_start
 from gancli.distributed.launch import process_info
 from gancli.errors import Collapsed, Diverged, ProcessLost, UserError
+from gancli.overrides import typed_value
+from gancli.reporting.streams import plain
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -28,7 +31,7 @@ def train(cfg: DictConfig) -> float | None:
     def work(settings: dict[str, Any], hydra: DictConfig) -> float | None:
         from gancli.commands import train
 
-        folder, overrides = Path(hydra.runtime.output_dir), list(hydra.overrides.task)
+        folder, overrides = Path(hydra.runtime.output_dir), _overrides(hydra)
         search = _worst_value(hydra.sweeper) is not None
         trainer = train.run(settings, folder=folder, overrides=overrides, search=search)
         if isinstance(trainer.stopped_by, signal.Signals):
@@ -55,7 +58,7 @@ def evaluate(cfg: DictConfig) -> None:
     def work(settings: dict[str, Any], hydra: DictConfig) -> None:
         from gancli.commands import evaluate
 
-        evaluate.run(settings, overrides=list(hydra.overrides.task))
+        evaluate.run(settings, overrides=_overrides(hydra))
 
     run_command(work, cfg)
 
@@ -66,8 +69,7 @@ def doctor(runs: int) -> Callable[[DictConfig], None]:
     def work(settings: dict[str, Any], hydra: DictConfig) -> None:
         from gancli.commands import doctor
 
-        overrides = list(hydra.overrides.task)
-        doctor.run(settings, overrides=overrides, launcher=hydra.launcher, sweeper=hydra.sweeper, runs=runs)
+        doctor.run(settings, overrides=_overrides(hydra), launcher=hydra.launcher, sweeper=hydra.sweeper, runs=runs)
 
     def task(cfg: DictConfig) -> None:
         run_command(work, cfg)
@@ -97,6 +99,11 @@ def theory(cfg: DictConfig) -> None:
     run_command(work, cfg)
 
 
+def _overrides(hydra: Any) -> list[str]:
+    """Returns the settings of the command line; those of a run that goes on were forced on what Hydra composed."""
+    return [word.removeprefix("++") for word in hydra.overrides.task]
+
+
 def run_command(work: Work, cfg: DictConfig) -> float | None:
     """Does the work on resolved settings; its expected errors become a message and an exit status."""
     from hydra.core.hydra_config import HydraConfig
@@ -106,8 +113,13 @@ def run_command(work: Work, cfg: DictConfig) -> float | None:
     logging.captureWarnings(True)
     if not process_info().is_main_process:
         _close_log_files()
-    settings: Any = OmegaConf.to_container(cfg, resolve=True)
     hydra: Any = HydraConfig.get()
+    chosen_none: dict[str, Any] = {
+        word.removesuffix("=[]"): {} for word in hydra.overrides.task if word.endswith("=[]")
+    }
+    settings: Any = chosen_none | OmegaConf.to_container(cfg, resolve=True)  # type: ignore[operator]
+    if hydra.job.chdir:
+        os.chdir(hydra.runtime.cwd)  # paths stay relative to where the command was typed
     sweep = hydra.mode == RunMode.MULTIRUN
     log.info("%s", _first_line(hydra, settings))
     try:
@@ -117,26 +129,63 @@ def run_command(work: Work, cfg: DictConfig) -> float | None:
             status = exit_status(error)
             if isinstance(error, UserError):
                 _close_log_files()
-                remove_new_folders()
+                undo_start()
             sys.exit(status)
-        log.error("this job failed: %s", error)
         worst = _worst_value(hydra.sweeper)
         if isinstance(error, Diverged) and worst is not None:
+            _tell_of_failed_job(hydra.job.num, error)
             return worst  # a search goes on
         if not _next_job_may_begin(error):
             sys.exit(exit_status(error))
-        raise  # the other jobs of a sweep still run; the first failure is reported again at its end
-    except ProcessLost:
-        report_error("error: another process of this run ended without a word; was it killed?")
+        _tell_of_failed_job(hydra.job.num, error)
+        raise  # the other jobs of a sweep still run
+    except ProcessLost as error:
+        report_error(f"error: {error}")
         sys.exit(1)
     except Exception as error:
         log.exception("this job failed: %s: %s", type(error).__name__, error)
+        error.__dict__["reported_by"] = os.getpid()
         if sweep and _next_job_may_begin(error):
             raise
         if not process_info().is_main_process and not _is_shared(error):
             traceback.print_exc()  # the log of this process is switched off
         _end_together()
         sys.exit(1)
+
+
+def _tell_of_failed_job(number: int, error: Exception) -> None:
+    """Prints and logs the error of one job of a sweep, which is raised again at the end of the sweep."""
+    text = _os_error_text(error) if isinstance(error, OSError) else str(error)
+    if process_info().is_main_process:
+        print(plain(f"gancli: error: job {number}: {text}"), file=sys.stderr, flush=True)
+    record = log.makeRecord(log.name, logging.ERROR, __file__, 0, f"this job failed: {text}", (), None)
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(record)
+    error.__dict__["reported_by"] = os.getpid()
+
+
+def was_reported(error: Exception) -> bool:
+    """Whether a job of a sweep in this process has told of the error; a job elsewhere told it to its own log."""
+    return getattr(error, "reported_by", None) == os.getpid()
+
+
+@contextlib.contextmanager
+def errors_told_once() -> Iterator[None]:
+    """Leaves out of standard error what Hydra prints there of a job that failed, since the error is reported anyway."""
+    with contextlib.redirect_stderr(_WithoutHydrasLine(sys.stderr)):
+        yield
+
+
+class _WithoutHydrasLine:
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return 0 if text.startswith("Error executing job with overrides: ") else self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def _first_line(hydra: Any, settings: Mapping[str, Any]) -> str:
@@ -148,7 +197,7 @@ def _first_line(hydra: Any, settings: Mapping[str, Any]) -> str:
     if command == "train":
         parts.append(f"run folder {os.path.relpath(hydra.runtime.output_dir)}")
     if settings.get("run") is not None:
-        parts.append(f"run={settings['run']}")
+        parts.append(f"run={typed_value(settings['run'])}")
     if "torch" not in sys.modules:
         parts.append("loading PyTorch")
     return f"gancli {command}: {'; '.join(parts)}".removesuffix(": ")
@@ -169,7 +218,7 @@ def report_error(text: str) -> None:
     """Prints an error, once for all processes of the run, and returns when it is printed."""
 
     def tell() -> None:
-        print(f"gancli: {text}", file=sys.stderr, flush=True)
+        print(plain(f"gancli: {text}"), file=sys.stderr, flush=True)
 
     _end_together(tell)
 

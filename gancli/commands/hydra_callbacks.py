@@ -1,28 +1,88 @@
-"""What Hydra tells of the folders that it makes: a start that is refused leaves none, a sweep names its report."""
+"""What Hydra tells of the folders that it makes: a start that is refused changes none, a sweep names its report."""
 
 from __future__ import annotations
 
 import contextlib
-import shlex
+import os
 import shutil
+import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from gancli.distributed.launch import process_info
+from gancli.errors import UserError
+from gancli.overrides import typed
+from gancli.reporting.streams import plain
+from gancli.training.run_folder import RunFolder
+
 _OF_HYDRA = {".hydra", "train.log", ".lock"}
-_made = list[Path]()  # by this start: the run folder, then those above it that did not exist either
+_starts = list["_Start"]()  # of this process, the last one alone
 _sweeps = list[str]()  # the folder of this sweep
+
+
+@dataclass
+class _Start:
+    """How a run folder was before Hydra wrote into it. made: it, and those above it, that did not exist."""
+
+    run: RunFolder
+    made: list[Path] = field(init=False)
+    hydra_files: dict[Path, bytes] = field(init=False)
+    log_size: int | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        folder = self.run.path
+        self.made = [path for path in (folder, *folder.parents) if not path.exists()]
+        self.hydra_files = {path: path.read_bytes() for path in self._files()}
+        self.log_size = self.run.log.stat().st_size if self.run.log.exists() else None
+
+    def undo(self) -> None:
+        """Restores that, unless a run has written into a folder that this start made."""
+        if self.made and not {path.name for path in self.run.path.iterdir()} - _OF_HYDRA:
+            shutil.rmtree(self.run.path)
+            with contextlib.suppress(OSError):  # not empty: of other runs
+                for folder in self.made[1:]:
+                    folder.rmdir()
+        elif not self.made:
+            self._restore()
+
+    def _restore(self) -> None:
+        for path in self._files():
+            if path not in self.hydra_files:
+                path.unlink()
+            elif path.read_bytes() != self.hydra_files[path]:
+                path.write_bytes(self.hydra_files[path])
+        with contextlib.suppress(OSError):  # not there, or not empty
+            (self.run.path / ".hydra").rmdir()
+        if self.log_size is None:
+            self.run.log.unlink(missing_ok=True)
+        else:
+            os.truncate(self.run.log, self.log_size)
+
+    def _files(self) -> list[Path]:
+        return list((self.run.path / ".hydra").glob("*.yaml"))
 
 
 class Folders(Callback):
     """Remembers the folders of this start. Hydra calls it before it makes them."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Of a run that is not part of a sweep."""
-        folder = Path(config.hydra.run.dir).absolute()
-        _made[:] = [path for path in (folder, *folder.parents) if not path.exists()]
+        """Of a run that is not part of a sweep. Locks its folder; ends the process where another one works there."""
+        _starts.clear()
+        if config.hydra.runtime.choices["hydra/help"] != "train" or not process_info().is_main_process:
+            return
+        start = _Start(RunFolder(Path(config.hydra.run.dir).absolute()))
+        try:
+            start.run.claim()
+        except UserError as error:  # Hydra would make a warning of it
+            print(plain(f"gancli: error: {error}"), file=sys.stderr)
+            sys.exit(2)
+        except OSError:  # Hydra will meet it too
+            return
+        _starts.append(start)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Of a sweep; one run that is launched like a sweep of one has no folder of its own in it."""
@@ -30,16 +90,17 @@ class Folders(Callback):
         _sweeps[:] = [] if written["hydra"]["sweep"]["subdir"] == "." else [config.hydra.sweep.dir]
 
 
-def remove_new_folders() -> None:
-    """Removes what this start made, unless there is more in it than Hydra's own files. Nothing older is touched."""
-    if not _made or not _made[0].is_dir() or {path.name for path in _made[0].iterdir()} - _OF_HYDRA:
-        return
-    shutil.rmtree(_made[0])
-    with contextlib.suppress(OSError):  # not empty: of other runs
-        for folder in _made[1:]:
-            folder.rmdir()
+def undo_start() -> None:
+    """Makes the folder of a start that was refused what it was before."""
+    for start in _starts:
+        with contextlib.suppress(OSError):  # the refusal is the error to report
+            start.undo()
+        start.run.release()
+    _starts.clear()
 
 
 def command_after_sweep() -> str | None:
-    """Returns what to type after this sweep; None where there was none. Forgets it."""
-    return f"gancli report run={shlex.quote(_sweeps.pop())}" if _sweeps else None
+    """Returns what to type after this sweep; None where there was none, or none of its runs began. Forgets it."""
+    folder = Path(_sweeps.pop()) if _sweeps else None
+    began = folder is not None and any(path.is_dir() for path in folder.glob("[!.]*"))
+    return f"gancli report {typed('run', folder)}" if folder is not None and began else None

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
 
 from gancli.distributed.launch import process_info
 from gancli.errors import UserError
+from gancli.overrides import setting
 from gancli.training.run_folder import RunFolder
 
 OUTPUTS = Path("outputs")
@@ -29,11 +29,7 @@ def _replaced(command: str, word: str) -> str:
         folder = folder.parent  # the sweep that the run belongs to
     if process_info().is_main_process:
         print(f"gancli: {word} is {folder}", file=sys.stderr, flush=True)
-    key, text = word.partition("=")[0], str(folder)
-    if re.fullmatch(r"[\w./-]+", text):
-        return f"{key}={text}"
-    escaped = text.replace("'", "\\'")  # Hydra reads other characters within quotes only
-    return f"{key}='{escaped}'"
+    return setting(word.partition("=")[0], folder)
 
 
 def latest_run() -> Path | None:

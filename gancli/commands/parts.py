@@ -16,6 +16,7 @@ from gancli.errors import SettingError, UserError
 from gancli.game import Game
 from gancli.networks.base import Discriminator, Generator
 from gancli.networks.packed import Packed, packed_shape
+from gancli.optimizers import require_ranges
 from gancli.randomness import seeded
 from gancli.schedules import at
 from gancli.training.ema import EMA
@@ -67,6 +68,7 @@ def check_optimizer(settings: Mapping[str, Any], player: str) -> None:
             raise _SettingsAccepted
 
     def check(maker: partial[Any]) -> None:
+        require_ranges(**maker.keywords)
         maker.func(NoParameters(), **{key: at(value, 0.0) for key, value in maker.keywords.items()})
 
     with contextlib.suppress(_SettingsAccepted):

@@ -12,18 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from gancli import __version__, config
-from gancli.atomic_files import atomic_write
-from gancli.errors import UserError, did_you_mean
+from gancli.errors import UserError, did_you_mean, printable
+from gancli.files.atomic import atomic_write
+from gancli.files.user_paths import expand
+from gancli.files.yaml_files import read_plain_yaml
 from gancli.reporting.html import Gallery, Image, Part, Section, Table, render_page
-from gancli.training.run_folder import RunFolder
+from gancli.training.run_folder import Row, RunFolder
 
 log = logging.getLogger(__name__)
-SCHEMA = {"run": str | int | list[str | int], "out": str | None, "sort": str | None}
+SCHEMA = {"run": str | list[str], "out": str | None, "sort": str | None}
 _MAX_LINES = 8  # in a plot
+_MAX_PICTURE = 2**25  # bytes of a grid of samples that is put into the page
 _LARGER_IS_BETTER = (
     "modes",
     "modes_held",
@@ -62,7 +64,7 @@ class RunSummary:
     def ranking(self) -> list[str]:
         """The name of the value that ranks checkpoints, the first of an evaluation, and of the sweep's objective."""
         objective = self.settings.get("objective")
-        return [name for name in dict.fromkeys([*list(self.final)[:1], objective]) if name in self.final]
+        return [name for name in dict.fromkeys([*list(self.final)[:1], str(objective)]) if name in self.final]
 
     def best(self, name: str) -> float | None:
         """Returns the best value `name` of all evaluations; None where none is finite."""
@@ -75,7 +77,9 @@ def run(settings: dict[str, Any]) -> Path:
     """Prints the table, writes the HTML file and returns its path. Raises UserError, OSError."""
     config.check(settings, SCHEMA)
     given = settings["run"] if isinstance(settings["run"], list) else [settings["run"]]
-    tops = [Path(str(folder)).expanduser() for folder in given]
+    if not given:
+        raise UserError("run=[]: name at least one sweep's folder or run folder")
+    tops = [expand(folder, key="run") for folder in dict.fromkeys(given)]
     runs = [_read(folder, _name(folder, tops)) for top in tops for folder in _find_runs(top)]
     names = list(dict.fromkeys(name for run in runs for name in run.final if not re.search(r"_class_\d+$", name)))
     if settings["sort"] is not None:
@@ -88,8 +92,8 @@ def run(settings: dict[str, Any]) -> Path:
     table = _table(runs, differing, names)
     for line in table.lines():
         log.info("%s", line)
-    out = Path(settings["out"]).expanduser() if settings["out"] else tops[0] / "report.html"
-    introduction = f"{len(runs)} runs under {', '.join(map(str, tops))}, by gancli {__version__}."
+    out = expand(settings["out"], key="out") if settings["out"] else tops[0] / "report.html"
+    introduction = f"{len(runs)} runs under {printable(', '.join(map(str, tops)))}, by gancli {__version__}."
     labels = _labels(runs, differing)
     if best is not None:
         name, number = best.ranking[-1], _cell(best.final[best.ranking[-1]])
@@ -101,7 +105,7 @@ def run(settings: dict[str, Any]) -> Path:
         Section(title="Quality during training", parts=_curves(runs, labels, best)),
         Section(title="Samples", parts=_samples(runs, labels, best)),
     ]
-    atomic_write(out, render_page("Runs side by side", introduction, sections).encode())
+    atomic_write(out, render_page("Runs side by side", introduction, sections).encode(errors="backslashreplace"))
     log.info("report        %s", out)
     return out
 
@@ -114,32 +118,69 @@ def _find_runs(top: Path) -> list[Path]:
         file for name in ("config.yaml", "train.log") for level in ("", "*/", "*/*/") for file in top.glob(level + name)
     )
     folders = {file.parent for file in files if file.parent.name != ".hydra"}  # which holds Hydra's own config.yaml
+    for link in sorted(folder for folder in folders if folder != top and _is_linked(folder, top)):
+        log.warning("%s is a link, or below one, and left out; name it itself: run=[…]", printable(link))
+        folders.remove(link)
     if not folders:
         raise UserError(f"run={top}: no run folders here; name a sweep's folder or run folders")
     return sorted(folders, key=lambda folder: [(len(part), part) for part in folder.parts])  # 2 before 10
 
 
+def _is_linked(folder: Path, top: Path) -> bool:
+    """Whether the way down from `top` to `folder` leads through a link, maybe to what is nobody else's business."""
+    parts = folder.relative_to(top).parts
+    return any(top.joinpath(*parts[:depth]).is_symlink() for depth in range(1, len(parts) + 1))
+
+
 def _name(folder: Path, tops: Sequence[Path]) -> str:
     """Returns the folder's path below that of `tops` that holds it; its own name for one of `tops`."""
     top = next((top for top in tops if folder != top and folder.is_relative_to(top)), folder.parent)
-    return str(folder.relative_to(top))
+    return printable(folder.relative_to(top))
 
 
 def _read(path: Path, name: str) -> RunSummary:
-    folder, settings = RunFolder(path), {}
+    """Reads a run folder, which may come from elsewhere: whatever its files hold, the other runs are shown."""
+    folder = RunFolder(path)
+    linked = [file.name for file in (*folder.texts, folder.final_samples) if file.is_symlink()]
+    if linked:  # to what nobody meant to put into a report
+        ended = f"not read: {', '.join(linked)} is a link to somewhere else"
+        return RunSummary(name=name, folder=path, settings={}, evaluations=[], last={}, ended=ended)
+    settings = {}
     try:
-        settings = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
+        settings = read_plain_yaml(folder.config)
+        if not isinstance(settings, dict):
+            raise ValueError("not the configuration of a run")
     except FileNotFoundError:  # the job failed before its run began
         pass
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError) as error:
+        settings = {}
         log.warning("%s: the settings cannot be read: %s", path, error)
     starts = folder.starts()
-    ended = starts[-1].get("ended", _CUT_OFF) if starts else _NEVER_BEGAN
+    ended = str(starts[-1].get("ended", _CUT_OFF)) if starts else _NEVER_BEGAN
     if ended in (_NEVER_BEGAN, _CUT_OFF):
         ended = f"{ended}: {folder.last_log_line()}".rstrip(": ")
-    evaluations = [row for row in folder.read_evaluations(by="train") if "seconds" in row]
-    last = max([*folder.read_metrics()[-1:], *evaluations[-1:]], key=lambda row: row["images"], default={})
+    evaluations = _numbers_of(folder.read_evaluations(by="train"))
+    last = max([*_numbers_of(folder.read_metrics())[-1:], *evaluations[-1:]], key=lambda row: row["images"], default={})
     return RunSummary(name=name, folder=path, settings=settings, evaluations=evaluations, last=last, ended=ended)
+
+
+def _numbers_of(rows: Sequence[Row]) -> list[Row]:
+    """Returns images, seconds and those of the values that are numbers, of each row that has the former two."""
+    numbers = []
+    for row in rows:
+        images, seconds = (_number(row.get(name)) for name in ("images", "seconds"))
+        if images is not None and seconds is not None and math.isfinite(images) and math.isfinite(seconds):
+            given = row["values"] if isinstance(row.get("values"), dict) else {}
+            values = {printable(name): number for name in given if (number := _number(given[name])) is not None}
+            numbers.append({"images": int(images), "seconds": seconds, "values": values})
+    return numbers
+
+
+def _number(value: Any) -> float | None:
+    try:
+        return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+    except OverflowError:  # a whole number of hundreds of digits
+        return None
 
 
 def _differing_settings(runs: Sequence[RunSummary]) -> dict[str, list[str]]:
@@ -202,7 +243,7 @@ def _labels(runs: Sequence[RunSummary], settings: Mapping[str, Sequence[str]]) -
     """
     return {
         run.name: ", ".join(
-            f"{key}={cells[index]}" for key, cells in settings.items() if key != "seed" and cells[index]
+            printable(f"{key}={cells[index]}") for key, cells in settings.items() if key != "seed" and cells[index]
         )
         for index, run in enumerate(runs)
     }
@@ -253,7 +294,8 @@ def _curves(runs: Sequence[RunSummary], labels: Mapping[str, str], best: RunSumm
     for label in ordered[:_MAX_LINES]:
         count = f" ({len(groups[label])} runs)" if len(groups[label]) > 1 else ""
         lines.append(summarise(textwrap.shorten(label or "all runs", 60, placeholder=" …") + count, groups[label]))
-    star = _finite(best, name)[-1] if best is not None else None
+    drawn = _finite(best, name) if best is not None else np.empty((0, 3))
+    star = drawn[-1] if len(drawn) else None
     minutes = max(rows[-1, 1] for _, rows in evaluated) > 120
     images = []
     for over, unit, xlabel in (
@@ -271,10 +313,10 @@ def _curves(runs: Sequence[RunSummary], labels: Mapping[str, str], best: RunSumm
 
 
 def _finite(run: RunSummary, name: str) -> NDArray[np.float64]:
-    """Returns images, seconds and the value `name` of each evaluation in which it is finite: (N, 3)."""
+    """Returns images, seconds and the value `name` of each evaluation where they can be drawn: (N, 3)."""
     rows = [(row["images"], row["seconds"], row["values"].get(name, math.nan)) for row in run.evaluations]
     array = np.array(rows, dtype=np.float64).reshape(-1, 3)
-    return array[np.isfinite(array[:, 2])]
+    return array[(np.abs(array) < 1e100).all(1)]  # not NaN either
 
 
 def _samples(runs: Sequence[RunSummary], labels: Mapping[str, str], best: RunSummary | None) -> list[Part]:
@@ -282,7 +324,7 @@ def _samples(runs: Sequence[RunSummary], labels: Mapping[str, str], best: RunSum
     ranking, images = _ranking(runs), []
     for run in runs:
         file = RunFolder(run.folder).final_samples
-        if file.is_file():
+        if file.is_file() and not file.is_symlink() and file.stat().st_size <= _MAX_PICTURE:
             seed = f"seed={run.settings['seed']}" if "seed" in run.settings else ""
             result = f"{ranking[-1]} {_cell(run.final[ranking[-1]])}" if ranking and ranking[-1] in run.final else ""
             facts = ", ".join(filter(None, [labels[run.name], seed, result]))

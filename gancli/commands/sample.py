@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,35 +15,37 @@ import torch
 from torch import Tensor
 
 from gancli import config
-from gancli.atomic_files import atomic_write
 from gancli.build import build
 from gancli.device import Runtime
 from gancli.distributed.process_group import join_process_group
-from gancli.errors import UserError, require_at_least
+from gancli.errors import UserError, did_you_mean, printable, require_at_least, require_memory
+from gancli.files.atomic import atomic_folder, atomic_write
+from gancli.files.user_paths import expand
 from gancli.game import eval_mode
 from gancli.priors import Prior
 from gancli.progress import progress
 from gancli.randomness import seeded
 from gancli.reporting import image_grids
-from gancli.reporting.stdout import print_lines
+from gancli.reporting.streams import print_lines
 from gancli.training.checkpoint import Checkpoints
 from gancli.training.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
+_FLOAT = 4  # bytes
 BLOCK = 1024  # rows of noise drawn at once, so that row i of a seed is the same for every count and batch size
 STOPS = 4  # rows of noise on each walk of a gif
 FRAMES = 12  # of a gif, from one stop to the next
 SCHEMA = {
-    "run": str | int,
+    "run": str,
     "count": int,
     "seed": int,
-    "labels": list[int] | int | None,
+    "labels": list[int | str] | int | str | None,
     "truncation": float | None,
     "checkpoint": str | int,
     "weights": Literal["ema", "raw"],
     "format": Literal["grid", "png", "npz", "gif"],
     "scale": int | None,
-    "out": str | int | None,
+    "out": str | None,
     "overwrite": bool,
     "batch_size": int,
     "trust": list[str],
@@ -54,20 +58,25 @@ def run(settings: dict[str, Any]) -> Path:
     require_at_least(1, count=settings["count"], batch_size=settings["batch_size"], scale=settings["scale"])
     if settings["scale"] is not None and settings["format"] not in ("grid", "gif"):
         raise UserError(f"scale={settings['scale']}: only for format=grid and format=gif")
-    folder = RunFolder(Path(str(settings["run"])).expanduser())
+    folder = RunFolder(expand(settings["run"], key="run"))
     trained = folder.settings(trust=settings["trust"], parts=("prior", "network.generator"))
     file, state = Checkpoints(folder.checkpoints).pick(settings["checkpoint"])
-    out = _destination(settings, folder, file)
-    runtime = build(settings["device"], key="device", process_group=join_process_group())
-    prior = build(trained["prior"], key="prior")
-    generator = runtime.place(load_generator(trained, state, prior, weights=settings["weights"], file=file))
     points = len(state["shape"]) != 3
     if points and settings["format"] in ("png", "gif"):
         raise UserError(f"format={settings['format']}: this run makes points, not images; choose grid or npz")
     if points and settings["scale"] is not None:
         raise UserError(f"scale={settings['scale']}: this run makes points, which are plotted; leave scale out")
+    if settings["scale"] is not None:
+        pixels = settings["count"] * math.prod(state["shape"]) * settings["scale"] ** 2
+        require_memory(pixels, scale=settings["scale"], count=settings["count"])
+    classes = _classes(settings["labels"], state["num_classes"], folder.class_names())
+    out = _destination(settings, folder, file, classes)
+    runtime = build(settings["device"], key="device", process_group=join_process_group())
+    prior = build(trained["prior"], key="prior")
+    generator = runtime.place(load_generator(trained, state, prior, weights=settings["weights"], file=file))
 
-    labels = _labels(settings["labels"], settings["count"], generator.num_classes)
+    labels = None if classes is None else torch.tensor(classes).repeat(math.ceil(settings["count"] / len(classes)))
+    labels = None if labels is None else labels[: settings["count"]]
     noise = noise_rows(prior, settings["count"], seed=settings["seed"], truncation=settings["truncation"])
     if settings["format"] == "gif":
         noise = _walks(prior, noise, seed=settings["seed"], truncation=settings["truncation"])
@@ -86,7 +95,8 @@ def run(settings: dict[str, Any]) -> Path:
 def noise_rows(
     prior: Prior, count: int, *, seed: int, truncation: float | None = None, stream: str = "sample"
 ) -> Tensor:
-    """Returns noise (count, dim) whose row i depends on (seed, stream, i) alone."""
+    """Returns noise (count, dim) whose row i depends on (seed, stream, i) alone. Raises SettingError."""
+    require_memory(2 * _FLOAT * count * prior.dim, count=count)  # the blocks, and all of them in one
     rng = seeded(seed, stream)
     blocks = [prior.sample(BLOCK, rng, truncation=truncation) for _ in range(math.ceil(count / BLOCK))]
     return torch.cat(blocks)[:count]
@@ -95,7 +105,9 @@ def noise_rows(
 def generate(
     generator: Any, runtime: Runtime, noise: Tensor, labels: Tensor | None, *, batch_size: int
 ) -> Iterator[Tensor]:
-    """Yields samples on the CPU, batch by batch, generated by all processes together."""
+    """Yields samples on the CPU, batch by batch, generated by all processes together. Raises SettingError."""
+    per_sample = _FLOAT * (noise.shape[1] + math.prod(generator.image_shape))
+    require_memory(batch_size * per_sample, batch_size=batch_size)
 
     def forward(rows: Tensor) -> Tensor:
         batch_labels = None if labels is None else labels[rows].to(runtime.device)
@@ -123,12 +135,14 @@ def load_generator(trained: dict[str, Any], state: dict[str, Any], prior: Prior,
     return generator
 
 
-def _destination(settings: dict[str, Any], folder: RunFolder, file: Path) -> Path:
+def _destination(settings: dict[str, Any], folder: RunFolder, file: Path, classes: Sequence[int] | None) -> Path:
     """Returns the file or folder to write, whose parent exists then. file: the checkpoint. Raises UserError."""
     kind = settings["format"]
     suffix = {"grid": ".png", "png": "", "npz": ".npz", "gif": ".gif"}[kind]
-    name = f"{kind}-{file.stem}-{settings['weights']}-seed{settings['seed']}{suffix}"
-    out = Path(str(settings["out"])).expanduser() if settings["out"] is not None else folder.samples / name
+    if settings["out"] is not None:
+        out = expand(settings["out"], key="out")
+    else:
+        out = folder.samples / (_default_name(settings, file, classes) + suffix)
     if suffix and out.suffix != suffix:
         raise UserError(f"out={out}: format={kind} writes a file that ends in {suffix}")
     in_use = out.exists() and not (out.is_dir() and not any(out.iterdir()))
@@ -138,23 +152,56 @@ def _destination(settings: dict[str, Any], folder: RunFolder, file: Path) -> Pat
         raise UserError(f"out={out}: is a file, and format=png writes a folder")
     if kind != "png" and out.is_dir():
         raise UserError(f"out={out}: is a folder, and format={kind} writes one file")
+    if kind == "png" and out.is_dir():
+        _check_replaceable(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     return out
 
 
-def _labels(chosen: list[int] | int | None, count: int, num_classes: int) -> Tensor | None:
-    """Returns the chosen classes (all for None), repeated in turn: (count,); None for a run without labels.
+def _default_name(settings: Mapping[str, Any], file: Path, classes: Sequence[int] | None) -> str:
+    """Returns a name, without its ending, that holds every setting that the content depends on."""
+    parts = [settings["format"], file.stem, settings["weights"], f"seed{settings['seed']}", f"count{settings['count']}"]
+    if classes is not None and settings["labels"] is not None:
+        labels = "_".join(map(str, classes))
+        parts.append("labels" + (labels if len(labels) <= 40 else hashlib.sha256(labels.encode()).hexdigest()[:12]))
+    parts += [f"{key}{settings[key]}" for key in ("truncation", "scale") if settings[key] is not None]
+    return "-".join(parts)
 
-    Raises UserError.
+
+def _check_replaceable(out: Path) -> None:
+    """Raises UserError where more would be lost with the folder than samples of this command."""
+    if out.is_mount() or out.resolve() == Path.cwd():
+        raise UserError(f"out={out}: would be replaced as a whole, which it cannot be; give a folder in it")
+    for path in out.iterdir():
+        is_sample = re.fullmatch(r"\d{5,}\.png", path.name) and path.is_file() and not path.is_symlink()
+        if not is_sample or not image_grids.is_by_gancli(path):
+            raise UserError(f"out={out}: holds {path.name}, which is no sample of gancli; choose another out")
+
+
+def _classes(chosen: list[int | str] | int | str | None, num_classes: int, names: Sequence[str]) -> list[int] | None:
+    """Returns the chosen classes (all for None), which are sampled in turn; None for a run without labels.
+
+    chosen: numbers, or some of `names`, those of all classes in order, where they have names. Raises UserError.
     """
     if not num_classes:
         if chosen is not None:
             raise UserError(f"labels={chosen}: this run was trained without labels; leave labels out")
         return None
-    classes = list(range(num_classes)) if chosen is None else [chosen] if isinstance(chosen, int) else chosen
-    if not classes or not all(0 <= label < num_classes for label in classes):
+    wanted = list(range(num_classes)) if chosen is None else chosen if isinstance(chosen, list) else [chosen]
+    labels = [label if isinstance(label, int) else _label_of(label, names) for label in wanted]
+    if not labels or not all(0 <= label < num_classes for label in labels):
         raise UserError(f"labels={chosen}: classes of this run are 0 to {num_classes - 1}")
-    return torch.tensor(classes).repeat(math.ceil(count / len(classes)))[:count]
+    if chosen is not None and len(names) == num_classes:
+        log.info("classes: %s", ", ".join(f"{label} ({printable(names[label])})" for label in dict.fromkeys(labels)))
+    return labels
+
+
+def _label_of(name: str, names: Sequence[str]) -> int:
+    if name in names:
+        return names.index(name)
+    known = ", ".join(map(printable, names[:20])) + (", … (all in run.json)" if len(names) > 20 else "")
+    has = f"; its classes are {known}" if names else ", whose classes have numbers only"
+    raise UserError(f"labels={printable(name)}: no class of this run{has}{did_you_mean(name, names)}")
 
 
 def _walks(prior: Prior, noise: Tensor, *, seed: int, truncation: float | None) -> Tensor:
@@ -180,12 +227,12 @@ def _write_grid(
 def _write_pngs(
     out: Path, batches: Iterator[Tensor], noise: Tensor, labels: Tensor | None, settings: Mapping[str, Any]
 ) -> None:
-    out.mkdir(parents=True, exist_ok=True)
     digits, number = max(5, len(str(len(noise) - 1))), 0
-    for batch in batches:
-        for image in image_grids.to_uint8(batch):
-            image_grids.write_png(out / f"{number:0{digits}d}.png", image)
-            number += 1
+    with atomic_folder(out.resolve()) as folder:
+        for batch in batches:
+            for image in image_grids.to_uint8(batch):
+                (folder / f"{number:0{digits}d}.png").write_bytes(image_grids.encode_png(image))
+                number += 1
 
 
 def _write_arrays(

@@ -1,11 +1,39 @@
-"""What a command line says of sweeps and launchers, before Hydra reads it. Does not import torch."""
+"""What a command line says of flags, sweeps and launchers, before Hydra reads it. Does not import torch."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NoReturn
+
+from gancli.errors import UserError, did_you_mean
 
 MULTIRUN = {"-m", "--multirun"}
+
+
+def flags_last(words: Sequence[str]) -> list[str]:
+    """Returns the words with Hydra's flags behind the settings, each by its long name, its value a word of its own.
+
+    Hydra itself takes no settings behind a flag that stands among them. Raises UserError for an unknown flag.
+    """
+    from hydra._internal.utils import get_args_parser
+
+    def fail(message: str) -> NoReturn:
+        raise UserError(message.removeprefix("argument "))
+
+    parser = get_args_parser()
+    parser.error = fail  # type: ignore[method-assign]
+    found, unknown = parser.parse_known_intermixed_args(list(words))
+    if found.resolve and not (found.cfg or found.help):
+        fail("--resolve: goes with --cfg job, which prints the composed settings")
+    flags = {name: value for name, value in vars(found).items() if name != "overrides" and value not in (None, False)}
+    if unknown:
+        known = [f"--{name.replace('_', '-')}" for name in vars(found) if name != "overrides"]
+        raise UserError(
+            f"{unknown[0]}: no such flag{did_you_mean(unknown[0], known) or '; settings are written key=value'}"
+        )
+    last = [[f"--{name.replace('_', '-')}", *([] if value is True else [value])] for name, value in flags.items()]
+    return [*found.overrides, *(word for flag in last for word in flag)]
 
 
 def is_multirun(words: Sequence[str]) -> bool:

@@ -17,14 +17,16 @@ from typing import Any
 from tqdm import tqdm
 
 from gancli import __version__, config
-from gancli.atomic_files import atomic_write
 from gancli.commands import train
 from gancli.diagnostics.base import TrainedRun, diagnose
-from gancli.errors import Diverged, UserError, did_you_mean, require_at_least
+from gancli.errors import Diverged, UserError, did_you_mean, require_at_least, require_between
+from gancli.files.atomic import atomic_write
+from gancli.files.user_paths import expand
 from gancli.game import PLAYERS
+from gancli.overrides import setting
 from gancli.reporting.html import render_page
 from gancli.theory import CHAPTERS
-from gancli.theory.base import DONE_FILE, Chapter, Experiment, read_done
+from gancli.theory.base import DONE_FILE, MAX_SEEDS, Chapter, Experiment, read_done
 from gancli.training.run_folder import RunFolder
 from gancli.training.trainer import Trainer
 
@@ -38,7 +40,7 @@ INTRODUCTION = (
 LENGTH_NOTE = "Every run was {length:g} times as long as it is meant to be (length={length:g})."
 SHORTENED_NOTE = "Runs this short are a preview, not a test of the theory."
 SCHEMA = {
-    "run": str | int | None,
+    "run": str | None,
     "out": str,
     "chapters": list[str],
     "seeds": int,
@@ -55,16 +57,17 @@ def run(settings: dict[str, Any]) -> Path:
     Returns the folder of the diagnostics, or the report. Raises UserError, OSError.
     """
     config.check(settings, SCHEMA)
-    if settings["run"] is not None:
-        return diagnose_run(Path(str(settings["run"])).expanduser(), settings)
     require_at_least(1, seeds=settings["seeds"], jobs=settings["jobs"])
+    require_between(1, MAX_SEEDS, seeds=settings["seeds"])
     if not 0 < settings["length"] <= 100:
         raise UserError(f"length={settings['length']}: a factor above 0, at most 100")
     unknown = [name for name in settings["chapters"] if name not in CHAPTERS]
     if unknown or not settings["chapters"]:
         hint = did_you_mean(unknown[0], CHAPTERS) if unknown else ""
         raise UserError(f"chapters={settings['chapters']}: choose from {', '.join(CHAPTERS)}{hint}")
-    out = Path(settings["out"]).expanduser()
+    if settings["run"] is not None:
+        return diagnose_run(expand(settings["run"], key="run"), settings)
+    out = expand(settings["out"], key="out")
     chapters = [CHAPTERS[name](seeds=settings["seeds"], length=settings["length"]) for name in settings["chapters"]]
     _run_experiments(chapters, out / "runs", settings)
     sections = [chapter.section(out / "runs") for chapter in chapters]
@@ -180,7 +183,7 @@ def run_experiment(experiment: Experiment, folder: Path, *, length: float) -> st
         if experiment.evaluate is not None:
             from gancli.commands.evaluate import measure  # needed by few runs
 
-            words = [f"run='{folder}'", "device=cpu", "device.threads=1", *experiment.evaluate]
+            words = [setting("run", folder), "device=cpu", "device.threads=1", *experiment.evaluate]
             list(measure(config.compose("evaluate", words)))
     atomic_write(folder / DONE_FILE, json.dumps(content | {"ended": ended}, indent=1).encode())
     return ended

@@ -6,6 +6,7 @@ import contextlib
 import fnmatch
 import logging
 import os
+import shlex
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,12 +21,14 @@ from gancli.commands.parts import average, networks, optimizer
 from gancli.datasets.base import Dataset
 from gancli.device import Runtime
 from gancli.diagnostics.base import Diagnostic, TrainedRun, diagnose
+from gancli.distributed.launch import number
 from gancli.distributed.process_group import join_process_group
 from gancli.distributed.signals import Signals
 from gancli.errors import Diverged, UserError, did_you_mean
 from gancli.game import PLAYERS, Game, Penalty
 from gancli.losses import Loss
 from gancli.networks.base import share_batches
+from gancli.overrides import typed
 from gancli.randomness import Stream, seed_global_generators, seeded
 from gancli.training import cuda_graphs
 from gancli.training.health import Remedies
@@ -67,7 +70,8 @@ def run(settings: dict[str, Any], *, folder: Path, overrides: list[str], search:
         trainer.startup_seconds = group.all_reduce_max([time.monotonic() - began])[0]
         warn_of_time_limit(trainer)
         if group.is_main_process:  # anew for a run that goes on: it may be longer
-            run_folder.describe(settings, overrides=overrides, weights_from=weights_from)
+            classes = trainer.dataset.class_names
+            run_folder.describe(settings, overrides=overrides, weights_from=weights_from, classes=classes)
         try:
             trainer.fit(signals)
             if group.is_main_process:
@@ -95,8 +99,8 @@ def _failure(error: Exception) -> str:
 
 def warn_of_time_limit(trainer: Trainer) -> None:
     """Warns where Slurm ends this job before train.max_time does."""
-    end = os.environ.get("SLURM_JOB_END_TIME")
-    left = (float(end) - time.time() + trainer.startup_seconds) / 60 if end else float("inf")
+    end = number(os.environ, "SLURM_JOB_END_TIME", default=0)
+    left = (end - time.time() + trainer.startup_seconds) / 60 if end else float("inf")
     if trainer.max_time is not None and trainer.max_time > left:
         log.warning("train.max_time=%g: Slurm ends this job %.0f minutes after its start", trainer.max_time, left)
 
@@ -258,7 +262,7 @@ def how_ended(trainer: Trainer) -> str:
 
 def command_to_continue(trainer: Trainer, folder: RunFolder) -> str:
     """Returns what goes on with the run: to its end, or, where it is there, for as long again."""
-    words = [f"gancli train resume={folder.path}"]
+    words = [f"gancli train {typed('resume', folder.path)}"]
     if trainer.length is not None and trainer.images >= trainer.length:
         words.append(f"train.images={2 * trainer.length:_}")
     if trainer.minutes is not None and trainer.seconds >= 60 * trainer.minutes:
@@ -284,9 +288,9 @@ def summarise(trainer: Trainer, folder: RunFolder) -> None:
     log.info("checkpoint    %s", trainer.checkpoints.path(trainer.images))
     log.info("next:")
     log.info("  %s", command_to_continue(trainer, folder))
-    log.info("  gancli sample run=%s count=64", folder.path)
-    log.info("  gancli evaluate run=%s", folder.path)
-    log.info("  tensorboard --logdir %s", folder.path)
+    log.info("  gancli sample %s count=64", typed("run", folder.path))
+    log.info("  gancli evaluate %s", typed("run", folder.path))
+    log.info("  tensorboard --logdir %s", shlex.quote(str(folder.path)))
 
 
 def _parameters(network: nn.Module) -> str:

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from gancli.datasets.base import Batch, SyntheticDataset
 from gancli.distributions import Distribution, stratified_uniform
-from gancli.errors import SettingError, require_at_least
+from gancli.errors import require_at_least, require_coordinate, require_memory, require_positive
+
+_BYTES_PER_CENTRE = 40  # of a mixture: coordinates, share, and what is made on the way
 
 
 class Mixture(SyntheticDataset):
@@ -49,6 +51,9 @@ class GaussianRing(Mixture):
 
     def __init__(self, *, modes: int = 8, radius: float = 1.0, std: float = 0.01) -> None:
         require_at_least(1, modes=modes)
+        require_positive(radius=radius)
+        require_coordinate(radius=radius)
+        require_memory(_BYTES_PER_CENTRE * modes, modes=modes)
         angles = 2 * pi * torch.arange(modes) / modes
         super().__init__(radius * torch.stack([angles.cos(), angles.sin()], dim=1), std=std)
 
@@ -58,6 +63,9 @@ class GaussianGrid(Mixture):
 
     def __init__(self, *, side: int = 5, spacing: float = 2.0, std: float = 0.05) -> None:
         require_at_least(1, side=side)
+        require_positive(spacing=spacing)
+        require_coordinate(spacing=spacing)
+        require_memory(_BYTES_PER_CENTRE * side**2, side=side)
         coordinates = spacing * (torch.arange(side) - (side - 1) / 2)
         super().__init__(torch.cartesian_prod(coordinates, coordinates), std=std)
 
@@ -75,6 +83,7 @@ class SwissRoll(SyntheticDataset):
         self.shape = (2,)
         # The density is the mean of Gaussians along the curve. Where their centres lie closer than `std`, the sum is as
         # good as the integral; the curve's speed is 9.5 per unit of `share` at its outer end.
+        require_memory(_BYTES_PER_CENTRE * 10 / std, std=std)
         count = ceil(10 / std)
         self._quadrature = Mixture(self._curve((torch.arange(count) + 0.5) / count), std=std)
 
@@ -127,5 +136,5 @@ class Distribution1d(SyntheticDataset):
 
 
 def _check_std(std: float) -> None:
-    if not std > 0:
-        raise SettingError(f"std={std}: must be above 0")
+    require_positive(std=std)
+    require_coordinate(std=std)

@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from gancli.diagnostics.base import Diagnostic, DiagnosticResult, TrainedRun
-from gancli.errors import require_at_least
+from gancli.errors import require_at_least, require_memory
 from gancli.game import eval_mode
 from gancli.game_value import SADDLE_VALUE, decision_threshold, game_statistics
 from gancli.reporting.plots import BLUE, GREEN, GREY, RED, figure
@@ -30,6 +30,7 @@ class Objective(Diagnostic):
 
     def __init__(self, *, count: int = 2_000) -> None:
         require_at_least(2, count=count)
+        require_memory(100 * count, count=count)
         self.count = count
 
     def suits(self, run: TrainedRun) -> bool:

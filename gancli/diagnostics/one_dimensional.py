@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gancli.diagnostics.base import Diagnostic, DiagnosticResult, TrainedRun, evaluate_in_batches
 from gancli.distributions import Distribution
-from gancli.errors import require_at_least
+from gancli.errors import require_at_least, require_memory
 from gancli.metrics.base import Samples
 from gancli.metrics.modes import Line
 from gancli.priors import TruncatedGaussian
@@ -46,6 +46,7 @@ class InverseTransform(Diagnostic):
 
     def __init__(self, *, samples: int = 100_000) -> None:
         require_at_least(2, samples=samples)
+        require_memory(100 * samples, samples=samples)
         self.samples = samples
 
     def suits(self, run: TrainedRun) -> bool:
@@ -125,6 +126,7 @@ class OptimalDiscriminator(Diagnostic):
 
     def __init__(self, *, pieces: int = 20_000, bins: int = 200) -> None:
         require_at_least(10, pieces=pieces, bins=bins)
+        require_memory(100 * (pieces + bins), pieces=pieces, bins=bins)
         self.pieces, self.bins = pieces, bins
 
     def suits(self, run: TrainedRun) -> bool:

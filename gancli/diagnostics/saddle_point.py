@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gancli.diagnostics.base import Diagnostic, DiagnosticResult, TrainedRun
 from gancli.diagnostics.vector_field import ROUNDING, VectorField
-from gancli.errors import InvalidCheckpoint, UserError, require_at_least
+from gancli.errors import InvalidTensorFile, UserError, require_at_least, require_between, require_memory
 from gancli.game import PLAYERS
 from gancli.networks.dirac import DiracDiscriminator, DiracGenerator
 from gancli.progress import progress
@@ -79,7 +79,9 @@ class Eigenvalues(Diagnostic):
     title = "eigenvalues of the game"
 
     def __init__(self, *, count: int = 3, products: int = 80, samples: int = 64, blocks: bool = False) -> None:
-        require_at_least(1, count=count, products=products, samples=samples)
+        require_at_least(1, count=count, samples=samples)
+        require_between(1, 100_000, products=products)
+        require_memory(100 * samples, samples=samples)
         self.count, self.products, self.samples, self.blocks = count, products, samples, blocks
 
     def suits(self, run: TrainedRun) -> bool:
@@ -116,7 +118,8 @@ class PathAngle(Diagnostic):
 
     def __init__(self, *, samples: int = 64, points: int = 31) -> None:
         require_at_least(3, samples=samples)
-        require_at_least(16, points=points)
+        require_between(16, 10_000, points=points)
+        require_memory(100 * samples, samples=samples)
         self.samples, self.points = samples, points
 
     def suits(self, run: TrainedRun) -> bool:
@@ -197,7 +200,7 @@ def _load_parameters(file: Path, field: VectorField) -> Tensor:
     """Loads a checkpoint into the field's networks and returns the parameters (n,). Raises OSError, UserError."""
     try:
         state: dict[str, Any] = read(file)
-    except InvalidCheckpoint as error:
+    except InvalidTensorFile as error:
         raise OSError(f"{file} {error}") from None
     for player in PLAYERS:
         field.game.network(player).load_state_dict(state[player])

@@ -25,6 +25,7 @@ from gancli.errors import Diverged, ProcessLost
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 TIMEOUT = timedelta(hours=12)  # the main process may decode many images while others wait; a death is noticed at once
+_JOIN_TIMEOUT = timedelta(minutes=5)  # between the first process that comes and the last one
 _REPORT_TIMEOUT = timedelta(seconds=30)  # for another process to print the error that all of them met
 
 
@@ -166,9 +167,19 @@ class ProcessGroup:
 SINGLE_PROCESS = ProcessGroup(ProcessInfo())
 
 
-@functools.cache
 def join_process_group() -> ProcessGroup:
-    """Joins the processes that this one was started with. The later jobs of a sweep get the same group."""
+    """Joins the processes that this one was started with. The later jobs of a sweep get the same group.
+
+    Raises ProcessLost where not all of them come, at once where that is known already.
+    """
+    group = _join()
+    if isinstance(group, ProcessLost):
+        raise group
+    return group
+
+
+@functools.cache
+def _join() -> ProcessGroup | ProcessLost:
     info = process_info()
     if info.world_size == 1:
         return SINGLE_PROCESS
@@ -180,14 +191,29 @@ def join_process_group() -> ProcessGroup:
         "MASTER_PORT": str(info.port),
     }
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    store, rank, size = next(iter(rendezvous("env://", timeout=TIMEOUT)))
-    # torchrun keeps its store over restarts, and with it the addresses of dead processes.
-    store = PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-    with _lost_processes():
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
+    try:
+        store, rank, size = next(iter(rendezvous("env://", timeout=_JOIN_TIMEOUT)))
+        # torchrun keeps its store over restarts, and with it the addresses of dead processes.
+        store = PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_JOIN_TIMEOUT)
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        return ProcessLost(
+            f"not all {info.world_size} processes of this run came to {info.address}:{info.port} within "
+            f"{_JOIN_TIMEOUT.total_seconds() / 60:.3g} minutes; was one of them killed? ({reason})"
+        )
+    _set_timeout(TIMEOUT)
     group = ProcessGroup(info, store)
     atexit.register(group.leave)
     return group
+
+
+def _set_timeout(timeout: timedelta) -> None:
+    """Sets how long the processes wait for a message of each other."""
+    if hasattr(dist, "set_timeout"):
+        dist.set_timeout(timeout)
+    else:  # before torch 2.13
+        dist.distributed_c10d._set_pg_timeout(timeout)
 
 
 class _AllReduceSum(torch.autograd.Function):
@@ -210,7 +236,7 @@ def _lost_processes() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise ProcessLost(f"another process of this run ended without a message: {error}") from error
+        raise ProcessLost("another process of this run ended without a word; was it killed?") from error
 
 
 def _all_reduce(tensor: Tensor, operation: Any = dist.ReduceOp.SUM) -> None:

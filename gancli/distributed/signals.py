@@ -18,6 +18,8 @@ from gancli.distributed.process_group import ProcessGroup
 log = logging.getLogger(__name__)
 Handler = Callable[[int, FrameType | None], Any] | int | None
 REQUEUE = tuple(getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name))
+# The terminal is gone, or the CPU time is used up. The system may repeat them while the checkpoint is written.
+WARNINGS = tuple(getattr(signal, name) for name in ("SIGHUP", "SIGXCPU") if hasattr(signal, name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +34,8 @@ class Request:
 class Signals:
     """Receives signals within `listening` and keeps them until the next `poll`.
 
-    SIGINT and SIGTERM end the run, a second one at once. A Slurm job saves at SIGTERM and goes on: on preemption only
+    SIGINT and SIGTERM end the run, a second one at once; so do SIGHUP, unless it is ignored, as under nohup, and
+    SIGXCPU, however often they come. A Slurm job saves at SIGTERM and goes on: on preemption only
     a job that lives until it is killed is queued again. SIGUSR1 and SIGUSR2, which `sbatch --signal` and submitit
     send before the time limit, save and queue the job again; outside Slurm they save.
     """
@@ -47,8 +50,10 @@ class Signals:
         """Receives signals that ask to save, and with `to_stop` also those that ask to stop, in this context."""
         new = {
             number: signal.signal(number, self._receive)
-            for number in (signal.SIGINT, signal.SIGTERM, *REQUEUE)
-            if number not in self.previous_handlers and (to_stop or self._asks_to_save(number))
+            for number in (signal.SIGINT, signal.SIGTERM, *WARNINGS, *REQUEUE)
+            if number not in self.previous_handlers
+            and (to_stop or self._asks_to_save(number))
+            and not (number in WARNINGS and signal.getsignal(number) == signal.SIG_IGN)
         }
         self.previous_handlers |= new
         try:
@@ -59,7 +64,7 @@ class Signals:
                 del self.previous_handlers[number]
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if not self._asks_to_save(number):  # the next one is not waited for
+        if not self._asks_to_save(number) and number not in WARNINGS:  # the next one is not waited for
             signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)
         self.received.add(number)
 

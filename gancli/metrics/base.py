@@ -9,9 +9,9 @@ from typing import ClassVar, Literal, NamedTuple
 
 from torch import Tensor
 
-from gancli.atomic_files import read_cached_tensors, write_cached_tensors
 from gancli.datasets.base import Dataset, Split, subset
 from gancli.errors import UserError
+from gancli.files import tensor_files
 from gancli.metrics.digest import digest
 from gancli.metrics.features import Features
 
@@ -74,10 +74,11 @@ class Samples:
         if self.cache is None:
             return self.extractor(self.data)
         file = self.cache / f"features-{self.hash}-{self.extractor.hash}.pt"
-        extracted = read_cached_tensors(file)
-        if extracted is None:
+        names = ["features", *(["logits"] if self.extractor.names_classes else [])]
+        extracted = tensor_files.read_cached(file, {name: Tensor for name in names})
+        if extracted is None or any(len(extracted[name]) != len(self.data) for name in names):
             extracted = self.extractor(self.data)
-            write_cached_tensors(file, extracted)
+            tensor_files.write_cached(file, extracted)
         return extracted
 
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from gancli.atomic_files import read_cached_tensors, write_cached_tensors
 from gancli.datasets.base import Dataset, epoch_indices, to_unit
-from gancli.errors import UserError, require_at_least
+from gancli.errors import UserError, require_at_least, require_memory
+from gancli.files import tensor_files
+from gancli.files.user_paths import cache_folder
 from gancli.metrics.digest import digest
 from gancli.metrics.features import Features, Random
 from gancli.progress import progress
@@ -28,9 +28,10 @@ class Classifier(Features):
     """A classifier that is trained once on the data set's labels and kept with its accuracy on the held-out part.
 
     Its features are the `width` values before its last layer, after ReLU, not normalised. images: training images
-    that it sees, in at most `epochs` passes. cache: folder for its weights, which are found again by the content of
-    the training data. Images with more channels than those it was trained on are classified a few channels at a time
-    (stacked MNIST: by the digits of MNIST). Raises SettingError, and UserError for data without labels.
+    that it sees, in at most `epochs` passes. cache: folder for its weights (see `cache_folder`), which are found again
+    by the content of the training data. Images with more channels than those it was trained on are classified a few
+    channels at a time (stacked MNIST: by the digits of MNIST). Raises SettingError, and UserError for data without
+    labels.
     """
 
     name = "classifier"
@@ -44,7 +45,7 @@ class Classifier(Features):
         width: int = 128,
         images: int = 300_000,
         epochs: int = 60,
-        cache: str = "~/.cache/gancli",
+        cache: str | None = None,
     ) -> None:
         self.check_settings(width=width, images=images, epochs=epochs)
         if not dataset.num_classes:
@@ -54,8 +55,8 @@ class Classifier(Features):
         self.device, self.channels = device, train_images.shape[1]
         steps = min(images, epochs * len(train_images)) // _BATCH_SIZE
         key = digest(train_images, labels, torch.tensor([width, steps]))
-        file = Path(cache).expanduser() / f"classifier-{key}.pt"
-        saved = read_cached_tensors(file)
+        file = cache_folder(cache, key="metric.features.cache") / f"classifier-{key}.pt"
+        saved = tensor_files.read_cached(file, {"network": dict[str, Tensor], "accuracy": float})
         with torch.random.fork_rng(devices=[]):  # building an extractor must not change a training in this process
             torch.default_generator.manual_seed(0)
             self.network = network(train_images.shape[1:], classes, width).to(device)
@@ -68,7 +69,7 @@ class Classifier(Features):
         if saved is None:
             weights = {name: value.cpu() for name, value in self.network.state_dict().items()}
             saved = {"network": weights, "accuracy": self._accuracy(*dataset.labelled("holdout", _MAX_IMAGES))}
-            write_cached_tensors(file, saved)
+            tensor_files.write_cached(file, saved)
             log.info("the classifier's accuracy on the held-out part: %.2f %% (%s)", 100 * saved["accuracy"], file)
         self.accuracy = float(saved["accuracy"])
         self.hash = digest(*self.network.state_dict().values())
@@ -79,6 +80,7 @@ class Classifier(Features):
     ) -> None:
         """Raises SettingError for values that are wrong whatever the data."""
         require_at_least(1, width=width, images=images, epochs=epochs)
+        require_memory(8 * (width or 0) ** 2, width=width or 0)  # for the covariance of the features
 
     def extract(self, images: Tensor) -> dict[str, Tensor]:
         separate = images.to(self.device).reshape(-1, self.channels, *images.shape[2:])
@@ -93,7 +95,7 @@ class Classifier(Features):
 class Auto(Features):
     """`Classifier` where the data set has labels, else `Random`. cache: as for `Classifier`."""
 
-    def __init__(self, dataset: Dataset, *, device: torch.device, cache: str = "~/.cache/gancli") -> None:
+    def __init__(self, dataset: Dataset, *, device: torch.device, cache: str | None = None) -> None:
         labelled = dataset.num_classes > 0
         chosen = Classifier(dataset, device=device, cache=cache) if labelled else None
         self.chosen: Features = chosen or Random(dataset, device=device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 import zipfile
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -12,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from gancli.datasets.base import Dataset, to_unit
-from gancli.errors import FeaturesUnavailable, SettingError
+from gancli.errors import FeaturesUnavailable, InvalidTensorFile, SettingError, require_memory
+from gancli.files import tensor_files
+from gancli.files.user_paths import expand
 from gancli.metrics.digest import digest
 from gancli.progress import progress
 from gancli.randomness import seeded
@@ -86,6 +89,7 @@ class Random(Features):
         """Raises SettingError for values that are wrong whatever the data."""
         if width is not None and (width < 4 or width % 4):
             raise SettingError(f"width={width}: a multiple of 4, for the quarters of an image")
+        require_memory(8 * (width or 0) ** 2, width=width or 0)  # for the covariance of the features
 
     def extract(self, images: Tensor) -> dict[str, Tensor]:
         return {"features": self.network(to_unit(images.to(self.device)))}
@@ -122,9 +126,14 @@ class Registered(Features):
         path = self._find_weights(extractor, file, weights)
         layers = {metric: kind.get_default_feature_layer_for_metric(metric) for metric in ("fid", "isc")}
         self.layers = list(dict.fromkeys(layers.values()))
-        # torch-fidelity finds files of torch hub by itself, and some of its classes take no path.
-        given = {} if weights is None else {"feature_extractor_weights_path": str(path)}
-        with torch.random.fork_rng(devices=[]):  # the layers draw initial weights, which are replaced
+        content = self._read_weights(path, is_own=weights is None)
+        # The layers draw initial weights, which are replaced.
+        with torch.random.fork_rng(devices=[]), tempfile.TemporaryDirectory() as folder:
+            given = {}  # torch-fidelity finds files of torch hub by itself, and some of its classes take no path
+            if weights is not None:  # it would unpickle any file and run the code in it, so it gets one written here
+                copy = Path(folder) / file
+                torch.save(content, copy)
+                given = {"feature_extractor_weights_path": str(copy)}
             try:
                 self.network = kind(extractor, self.layers, verbose=False, **given).to(device)
             except Exception as error:  # torch-fidelity raises all sorts for foreign weights and for missing code
@@ -149,21 +158,23 @@ class Registered(Features):
 
     @staticmethod
     def _find_weights(extractor: str, file: str, weights: str | None) -> Path:
-        path = Path(torch.hub.get_dir()) / "checkpoints" / file if weights is None else Path(weights).expanduser()
+        path = Path(torch.hub.get_dir()) / "checkpoints" / file if weights is None else expand(weights)
         if not path.is_file():
             raise FeaturesUnavailable(
                 f"metric.features.weights={weights}: no weights of {extractor}; put {file} into {path.parent}, "
                 f"or give the path of the file; metric/features=classifier and metric/features=random need none"
             )
-        try:  # torch-fidelity itself would unpickle the file and run any code in it
-            if not _is_torchscript(path):  # which holds no Python code
-                torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise FeaturesUnavailable(
-                f"metric.features.weights={path}: holds more than weights, or is damaged: "
-                f"{str(error).partition(chr(10))[0]}"
-            ) from None
         return path
+
+    @staticmethod
+    def _read_weights(path: Path, *, is_own: bool) -> dict[str, Any] | None:
+        """Returns the weights in a file; None for TorchScript, which is taken from torch hub's own folder only."""
+        if is_own and _is_torchscript(path):
+            return None
+        try:
+            return tensor_files.read(path, dict[str, Tensor], legacy=True)
+        except InvalidTensorFile as error:
+            raise FeaturesUnavailable(f"metric.features.weights={path}: {error}") from None
 
     def extract(self, images: Tensor) -> dict[str, Tensor]:
         rgb = images.expand(-1, 3, -1, -1).contiguous() if images.shape[1] == 1 else images
@@ -176,7 +187,7 @@ class Registered(Features):
 
 def _is_torchscript(path: Path) -> bool:
     """Decides as torch does: by an entry in the folder that the archive's first entry lies in."""
-    if not zipfile.is_zipfile(path):
+    if not tensor_files.begins_as_zip(path) or not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()

@@ -12,7 +12,7 @@ from functools import cache
 from torch import Tensor, cdist
 
 from gancli.datasets.base import Dataset
-from gancli.errors import require_at_least
+from gancli.errors import require_at_least, require_between
 from gancli.metrics.base import Metric, Number, Samples
 from gancli.metrics.coverage import ROWS, nearest
 from gancli.metrics.features import INCEPTION, Features
@@ -88,7 +88,7 @@ class KID(Metric):
     """
 
     def __init__(self, *, subsets: int = 100, subset_size: int = 1000) -> None:
-        require_at_least(1, subsets=subsets)
+        require_between(1, 100_000, subsets=subsets)
         require_at_least(2, subset_size=subset_size)
         self.subsets, self.subset_size = subsets, subset_size
 

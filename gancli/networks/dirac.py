@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from gancli.errors import SettingError
+from gancli.errors import SettingError, require_coordinate
 from gancli.networks.base import Discriminator, Generator
 
 
@@ -19,6 +19,7 @@ class DiracGenerator(Generator):
     ) -> None:
         super().__init__(latent_dim=latent_dim, image_shape=image_shape, num_classes=num_classes)
         _require_one_dimension(self.image_shape)
+        require_coordinate(theta=theta)
         self.theta = nn.Parameter(torch.tensor(float(theta)))
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -34,6 +35,7 @@ class DiracDiscriminator(Discriminator):
     def __init__(self, *, image_shape: Sequence[int], num_classes: int = 0, psi: float = 1.0) -> None:
         super().__init__(image_shape=image_shape, num_classes=num_classes)
         _require_one_dimension(self.image_shape)
+        require_coordinate(psi=psi)
         self.psi = nn.Parameter(torch.tensor(float(psi)))
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:

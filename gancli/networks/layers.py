@@ -15,6 +15,7 @@ from torch.nn.utils import parametrizations
 from gancli.errors import SettingError, require_at_least
 from gancli.networks.base import CrossSampleLayer
 
+MAX_DEPTH = 1_000  # layers or blocks that one setting can ask for
 Minibatch = Literal["none", "std", "discrimination"]
 Norm = Literal["batch", "group", "none"]
 Module = TypeVar("Module", bound=nn.Module)

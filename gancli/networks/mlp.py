@@ -9,9 +9,17 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from gancli.errors import SettingError, require_at_least
+from gancli.errors import SettingError, require_at_least, require_between, require_coordinate
 from gancli.networks.base import Discriminator, Generator
-from gancli.networks.layers import ClassEmbedding, Minibatch, ProjectionHead, apply_spectral_norm, he_, minibatch_layer
+from gancli.networks.layers import (
+    MAX_DEPTH,
+    ClassEmbedding,
+    Minibatch,
+    ProjectionHead,
+    apply_spectral_norm,
+    he_,
+    minibatch_layer,
+)
 
 _SLOPE = 0.2
 
@@ -92,6 +100,7 @@ class FourierFeatures(nn.Module):
     def __init__(self, inputs: int, count: int, frequency: float) -> None:
         super().__init__()
         require_at_least(0, fourier=frequency)
+        require_between(0, 10**6, fourier=frequency)  # beyond, waves are shorter than float32 tells positions apart
         self.outputs = inputs + 2 * count if frequency else inputs
         self.waves = nn.Buffer(2 * pi * frequency * torch.randn(inputs, count)) if frequency else None
 
@@ -105,7 +114,9 @@ class FourierFeatures(nn.Module):
 def _hidden_layers(inputs: int, *, width: int, depth: int, bias_range: list[float] | None) -> nn.Sequential:
     if bias_range is not None and not (len(bias_range) == 2 and bias_range[0] < bias_range[1]):
         raise SettingError(f"bias_range={bias_range}: two numbers, the lower one first")
+    require_coordinate(bias_range=bias_range)
     require_at_least(1, width=width, depth=depth)
+    require_between(1, MAX_DEPTH, depth=depth)
     layers: list[nn.Module] = []
     for layer in range(depth):
         layers += [he_(nn.Linear(width if layer else inputs, width), slope=_SLOPE), nn.LeakyReLU(_SLOPE)]

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import leaky_relu
 
-from gancli.errors import require_at_least
+from gancli.errors import require_at_least, require_between
 from gancli.networks.base import Discriminator, Generator
 from gancli.networks.convolution import Conv2d
 from gancli.networks.layers import (
+    MAX_DEPTH,
     CenterCropOrPad,
     ClassEmbedding,
     Minibatch,
@@ -149,7 +150,8 @@ class _Block(nn.Module):
 
 
 def _blocks(channels: int, blocks: int, sizes: int, group_size: int, expansion: int) -> list[nn.Module]:
-    require_at_least(1, blocks=blocks, group_size=group_size, expansion=expansion)
+    require_between(1, MAX_DEPTH, blocks=blocks)
+    require_at_least(1, group_size=group_size, expansion=expansion)
     depth = blocks * sizes
     return [_Block(channels, depth=depth, group_size=group_size, expansion=expansion) for _ in range(blocks)]
 

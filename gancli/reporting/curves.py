@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -63,6 +64,10 @@ def draw(
     axis.set(xlabel=xlabel, ylabel=ylabel)
     axis.xaxis.set_major_formatter("{x:,.0f}" if over == "images" else "{x:g}")
     axis.grid(color="#8883", linewidth=0.5)
-    plot.legend(loc="outside lower left", frameon=False, fontsize=8)
+    legend = plot.legend(loc="outside lower left", frameon=False, fontsize=8)
+    for text in (axis.xaxis.label, axis.yaxis.label, *legend.get_texts()):
+        text.set_parse_math(False)  # a dollar sign in a path is one
     plot.set_figheight(plot.get_figheight() + 0.19 * (len(lines) + 1))  # for the legend
-    return render(plot)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a path may be in any alphabet
+        return render(plot)

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
+from gancli.errors import printable
+
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8882; }
 * { box-sizing: border-box; }
@@ -50,7 +52,8 @@ class Table:
 
         width: of the terminal; a wider table is divided into several, each with the first column, if that helps.
         """
-        widths = [max(map(len, column)) for column in zip(self.head, *self.rows, strict=True)]
+        head, *rows = [[printable(cell) for cell in row] for row in (self.head, *self.rows)]
+        widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
         parts, used = [[0]], widths[0]
         for column in range(1, len(widths)):
             used += 2 + widths[column]
@@ -61,7 +64,7 @@ class Table:
         lines: list[str] = []
         for part in parts:
             lines += [""] if lines else []
-            for row in (self.head, *self.rows):
+            for row in (head, *rows):
                 cells = [row[0].ljust(widths[0]), *(row[column].rjust(widths[column]) for column in part[1:])]
                 lines.append("  ".join(cells))
         return lines

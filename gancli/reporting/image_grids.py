@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from gancli.atomic_files import atomic_write
 from gancli.datasets.base import to_bytes
+from gancli.files.atomic import atomic_write
 from gancli.reporting import plots
 
 Array = plots.Array
@@ -113,9 +114,16 @@ def write_png(path: Path, array: Array) -> None:
 
 def encode_png(array: Array) -> bytes:
     """Returns an image (H, W, 1 or 3) as the bytes of a PNG file."""
-    buffer = io.BytesIO()
-    _to_pil(array).save(buffer, format="PNG")
+    buffer, about = io.BytesIO(), PngInfo()
+    about.add_text("Software", "gancli")
+    _to_pil(array).save(buffer, format="PNG", pnginfo=about)
     return buffer.getvalue()
+
+
+def is_by_gancli(path: Path) -> bool:
+    """Whether a file was made by `encode_png`, as far as its first bytes tell. Raises OSError."""
+    with open(path, "rb") as file:
+        return b"tEXtSoftware\x00gancli" in file.read(100)
 
 
 def write_gif(path: Path, frames: Iterable[Array], *, milliseconds: int) -> None:

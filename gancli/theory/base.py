@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gancli.errors import require_between
 from gancli.reporting.html import Gallery, Image, Part, Section
 from gancli.reporting.image_grids import encode_png
 from gancli.reporting.plots import render
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DONE_FILE = "done.json"  # in the run folder of an experiment that ended: images, overrides, and how it ended
+MAX_SEEDS = 1_000  # runs of a method, far more than its outcome takes to be known
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +48,7 @@ class Chapter(ABC):
     statement: str
 
     def __init__(self, *, seeds: int = 5, length: float = 1.0) -> None:
+        require_between(1, MAX_SEEDS, seeds=seeds)
         self.seeds, self.length = seeds, length
 
     @abstractmethod

@@ -6,25 +6,61 @@ name is the number of images seen, so names sort by progress.
 
 from __future__ import annotations
 
-import io
 import logging
-import pickle
+import math
 import re
-import zipfile
-import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import Tensor
 
-from gancli.atomic_files import atomic_write
 from gancli.distributed.process_group import ProcessGroup
-from gancli.errors import InvalidCheckpoint, UserError, require_at_least, require_positive
+from gancli.errors import InvalidTensorFile, UserError, require_at_least, require_minutes
+from gancli.files import tensor_files
+from gancli.overrides import typed
 from gancli.training.position import Position
 
 log = logging.getLogger(__name__)
 _NAME = re.compile(r"images-(\d{12})\.pt")
 FORMAT = 2
+_OPTIMIZER = {"state": dict[int, dict[str, Any]], "param_groups": list[dict[str, Any]]}
+OUTLINE = {  # what every checkpoint holds (see `tensor_files`); parts of the run check their own values when they load
+    "format": int,
+    "images": int,
+    "step": int,
+    "shape": list[int],  # of a sample
+    "samples": int,  # of the data set
+    "num_classes": int,  # that the generator takes
+    "threads": int,  # that the sums of a step were divided among
+    "seconds": float,  # of training
+    "rollbacks": int,
+    "lr_factor": float,
+    "generator": dict[str, Tensor],
+    "discriminator": dict[str, Tensor],
+    "ema": dict[str, Tensor],
+    "optimizers": {"generator": _OPTIMIZER, "discriminator": _OPTIMIZER},
+    "augment": dict[str, Tensor],
+    "logging": {"sums": dict[str, tuple[float, float]], "latest": dict[str, float]},
+    "evaluation": {
+        "scale": list[Any],
+        "seconds": float,
+        "first": float | None,
+        "best": float | None,
+        "best_images": int,
+        "healthy_images": int,
+        "health": {"accuracy": float, "norms": list[float], "last": dict[str, float], "most": dict[str, float]},
+    },
+    "random": {
+        "noise": Tensor,
+        "torch": Tensor,
+        "cuda": list[Tensor],
+        "python": tuple[int, tuple[int, ...], float | None],
+        "numpy": tuple[str, list[int], int, int, float],
+    },
+}
+_LARGEST_SIDE = 2**16  # pixels
+_LARGEST = {"images": 2**60, "step": 2**60, "num_classes": 2**20, "rollbacks": 2**20, "threads": 1024}
 
 
 class Checkpoints:
@@ -38,7 +74,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, *, every: int = 50_000, minutes: float | None = 5.0, keep: int = 3) -> None:
         require_at_least(1, every=every, keep=keep)
-        require_positive(minutes=minutes)
+        require_minutes(minutes=minutes)
         self.folder, self.every, self.minutes, self.keep = Path(folder), every, minutes, keep
 
     def due(self, position: Position) -> bool:
@@ -74,10 +110,7 @@ class Checkpoints:
         self._write(self.folder / "best.pt", state, images=images)
 
     def _write(self, path: Path, state: dict[str, Any], *, images: int) -> None:
-        buffer = io.BytesIO()
-        torch.save({"format": FORMAT, "images": images, **state}, buffer)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, buffer.getbuffer())
+        tensor_files.write(path, {"format": FORMAT, "images": images, **state})
 
     def delete_after(self, images: int) -> None:
         """Deletes the checkpoints of later steps: a run that was rolled back must not resume from them."""
@@ -95,7 +128,7 @@ class Checkpoints:
                 continue
             try:
                 return read(file)
-            except InvalidCheckpoint as error:
+            except InvalidTensorFile as error:
                 log.warning("%s is skipped: %s", file, error)
         return None
 
@@ -119,9 +152,8 @@ class Checkpoints:
         if which == "last":
             state = self.newest()
             if state is None:
-                raise UserError(
-                    f"{self.folder}: no readable checkpoint here; train further with resume={self.folder.parent}"
-                )
+                go_on = typed("resume", self.folder.parent)
+                raise UserError(f"{self.folder}: no readable checkpoint here; train further with {go_on}")
             return self.path(state["images"]), state
         file = self.folder / "best.pt" if which == "best" else self.folder / _file_name(which)
         if not file.exists():
@@ -130,7 +162,7 @@ class Checkpoints:
             raise UserError(f"checkpoint={which}: {why} in {self.folder}; say last or a number of images of: {known}")
         try:
             return file, read(file)
-        except InvalidCheckpoint as error:
+        except InvalidTensorFile as error:
             raise UserError(f"checkpoint={which}: {file} {error}") from None
 
 
@@ -142,22 +174,35 @@ def _file_name(which: str | int) -> str:
 
 
 def read(file: Path) -> dict[str, Any]:
-    """Returns the state in one checkpoint file, on the CPU. Raises InvalidCheckpoint."""
+    """Returns the state in one checkpoint file, on the CPU. Raises InvalidTensorFile."""
     try:
-        with zipfile.ZipFile(file) as archive:  # torch does not verify the check sums
-            damaged = archive.testzip() or next((e.filename for e in archive.infolist() if e.external_attr), None)
-        if damaged is not None:
-            raise InvalidCheckpoint(f"is damaged in {damaged}")
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise InvalidCheckpoint(
-            "holds more than tensors and plain values, and is refused: reading it could run code"
-        ) from None
-    except (OSError, zipfile.BadZipFile, RuntimeError, EOFError, KeyError, ValueError, zlib.error) as error:
-        reason = str(error).splitlines()[0] if str(error) else "empty"
-        raise InvalidCheckpoint(f"is truncated or damaged ({reason})") from None
-    if not isinstance(state, dict) or "format" not in state:
-        raise InvalidCheckpoint("is not a checkpoint")
+        state = tensor_files.read(file, {"format": int})
+    except FileNotFoundError:
+        raise InvalidTensorFile("does not exist") from None
     if state["format"] != FORMAT:
-        raise InvalidCheckpoint(f"has checkpoint format {state['format']}; this version reads format {FORMAT}")
+        raise InvalidTensorFile(f"has checkpoint format {state['format']}; this version reads format {FORMAT}")
+    problem = tensor_files.misfit(state, OUTLINE) or _out_of_range(state)
+    if problem is not None:
+        raise InvalidTensorFile(f"does not hold the state of a run: {problem}")
+    named = _NAME.fullmatch(file.name)
+    if named is not None and int(named[1]) != state["images"]:
+        raise InvalidTensorFile(f"is the checkpoint after {state['images']:,} images under another name")
     return state
+
+
+def _out_of_range(state: Mapping[str, Any]) -> str | None:
+    """Returns which of the values, whose types are right, no run can have, or None."""
+    shape = state["shape"]
+    if len(shape) not in (1, 3) or not all(1 <= size <= _LARGEST_SIDE for size in shape):
+        return f"shape={shape}"
+    for name, lowest in (("images", 0), ("step", 0), ("num_classes", 0), ("rollbacks", 0), ("threads", 1)):
+        if not lowest <= state[name] <= _LARGEST[name]:
+            return f"{name}={state[name]}"
+    for name in ("seconds", "lr_factor"):
+        if not 0 <= state[name] < math.inf:
+            return f"{name}={state[name]}"
+    for network in ("generator", "discriminator", "ema"):
+        weights = tensor_files.non_finite(state[network])
+        if weights is not None:
+            return f"{network}.{weights} is not finite, as after a divergence"
+    return None

@@ -142,10 +142,7 @@ class GraphedOptimizer(ScheduledOptimizer):
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        groups = [dict(group) for group in state["param_groups"]]
-        for group, current in zip(groups, self.optimizer.param_groups, strict=True):
-            group |= {key: current[key] for key in ("capturable",) if key in current}
-        super().load_state_dict({**state, "param_groups": groups})
+        super().load_state_dict(state)
         self.captured_settings = None  # a graph would go on with the tensors of before
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from gancli.distributed.process_group import SINGLE_PROCESS
-from gancli.errors import SettingError
+from gancli.errors import require_at_least, require_between, require_positive
 from gancli.game import Autocast
 from gancli.networks.base import share_batches
 from gancli.schedules import Schedule, at
@@ -41,10 +41,10 @@ class EMA:
         labels: Tensor | None = None,
         autocast: Autocast = nullcontext,
     ) -> None:
-        if not isinstance(half_life, Schedule) and half_life < 0:
-            raise SettingError(f"half_life={half_life}: a number of images, 0 or more")
-        if ramp_up is not None and ramp_up <= 0:
-            raise SettingError(f"ramp_up={ramp_up}: a positive share of the images seen, or null for no ramp-up")
+        require_at_least(0, half_life=half_life)
+        require_positive(ramp_up=ramp_up)
+        require_between(0, 10**12, half_life=half_life)
+        require_between(0, 1_000, ramp_up=ramp_up)
         self.average = copy.deepcopy(network).eval().requires_grad_(False)
         share_batches(self.average, SINGLE_PROCESS)  # every process has the whole average
         self.half_life, self.ramp_up = half_life, ramp_up

@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from gancli.datasets.base import Dataset
 from gancli.device import Runtime
 from gancli.errors import Collapsed, UserError, require_at_least
+from gancli.files.user_paths import cache_folder
 from gancli.game import Game, eval_mode
 from gancli.metrics.base import Samples
 from gancli.metrics.suite import build_suite
@@ -46,7 +46,7 @@ class PeriodicEvaluation:
 
     every: None for never. reference_count: real samples of the training part to compare with. metric: the settings of
     the group. labelled: whether the generator takes labels. health: what looks for collapse. logger: where results
-    are written. cache: folder for the features of real images. Raises SettingError, UserError.
+    are written. cache: folder for the features of real images (see `cache_folder`). Raises SettingError, UserError.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class PeriodicEvaluation:
         every: int | None = 100_000,
         count: int = 2_000,
         reference_count: int = 10_000,
-        cache: str = "~/.cache/gancli",
+        cache: str | None = None,
     ) -> None:
         self.check_settings(every=every, count=count, reference_count=reference_count)
         self.every, self.count, self.health, self.logger = every, count, health, logger
@@ -73,7 +73,7 @@ class PeriodicEvaluation:
                 dataset,
                 labelled=labelled,
                 device=runtime.device,
-                cache=Path(cache).expanduser(),
+                cache=cache_folder(cache, key="evaluation.cache"),
                 reference_count=reference_count,
             )
             if self.suite is None:

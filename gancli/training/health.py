@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from gancli.augment.base import NoAugment
-from gancli.errors import SettingError, require_at_least
+from gancli.errors import SettingError, require_at_least, require_between, require_positive, require_share
 from gancli.game import Game
 from gancli.metrics.base import Better
 from gancli.networks.packed import Packed
@@ -98,10 +98,12 @@ class HealthMonitor:
         exploded_gradient: float = 100.0,
         remedies: Remedies = Remedies(),
     ) -> None:
-        if not 0 < lower_lr <= 1:
-            raise SettingError(f"lower_lr={lower_lr}: a factor above 0, at most 1")
+        require_positive(lower_lr=lower_lr)
+        require_share(lower_lr=lower_lr, diversity=diversity, modes=modes, strong_discriminator=strong_discriminator)
+        require_share(overfitting=overfitting, vanished_gradient=vanished_gradient)
         require_at_least(0, rollbacks=rollbacks)
-        if lost_quality <= 1:
+        require_between(1, 10**9, lost_quality=lost_quality, exploded_gradient=exploded_gradient)
+        if lost_quality == 1:
             raise SettingError(f"lost_quality={lost_quality}: a factor above 1")
         self.action, self.lower_lr, self.rollbacks, self.remedies = action, lower_lr, rollbacks, remedies
         self.diversity, self.modes, self.lost_quality = diversity, modes, lost_quality

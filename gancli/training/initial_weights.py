@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 
 from torch import Tensor
 
 from gancli.errors import UserError
+from gancli.files.user_paths import expand
 from gancli.training.checkpoint import Checkpoints
 from gancli.training.run_folder import RunFolder
 from gancli.training.trainer import Trainer
@@ -16,9 +16,9 @@ from gancli.training.trainer import Trainer
 log = logging.getLogger(__name__)
 
 
-def checkpoints_of(init: str | int) -> Checkpoints:
+def checkpoints_of(init: str) -> Checkpoints:
     """Returns the checkpoints of the run folder `init`. Raises UserError where there are none."""
-    folder = RunFolder(Path(str(init)).expanduser())
+    folder = RunFolder(expand(init, key="init"))
     if not folder.exists():
         raise UserError(f"init={init}: not a run folder, it has no config.yaml")
     folder.check_format()
@@ -28,7 +28,7 @@ def checkpoints_of(init: str | int) -> Checkpoints:
     return checkpoints
 
 
-def load_weights(trainer: Trainer, init: str | int) -> str:
+def load_weights(trainer: Trainer, init: str) -> str:
     """Gives both networks and the average the weights of the run folder `init`; returns the path of the checkpoint.
 
     Raises UserError for the first tensor whose name or shape is not the same in both runs; then nothing was changed.

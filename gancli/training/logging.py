@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from gancli.config import leaves
 from gancli.datasets.base import Batch, Dataset
-from gancli.errors import require_at_least, require_positive
+from gancli.errors import require_at_least, require_minutes
 from gancli.game import Game, eval_mode
 from gancli.game_value import SADDLE_VALUE, decision_threshold, game_statistics
 from gancli.randomness import seeded
@@ -36,6 +36,7 @@ _LINE_SECONDS = 10.0  # between two lines of progress where there is no terminal
 _YEAR = 3.2e7  # seconds; a longer time is not worth telling
 # Of the share of the run that is done, whatever ends it; tqdm's own estimate knows nothing of a budget in minutes.
 _BAR = "{percentage:3.0f}%|{bar:10}| {elapsed} {desc}{postfix}"
+_LAST_BIN = 5e19  # of TensorBoard's histograms, which fail where all numbers are larger
 _POINTS = 32  # times as many samples in a plot of points as in a grid of images
 
 
@@ -146,7 +147,7 @@ class TrainingLogger:
     def check_settings(*, picture_minutes: float | None = None, **settings: int) -> None:
         """Raises SettingError for values that are wrong whatever the data."""
         require_at_least(1, **settings)
-        require_positive(picture_minutes=picture_minutes)
+        require_minutes(picture_minutes=picture_minutes)
 
     def open(self, position: Position) -> None:
         """Fixes the noise and the real samples that are shown, deletes what was logged after `position`.
@@ -249,6 +250,8 @@ class TrainingLogger:
         return {"sums": {name: [float(total), count] for name, (total, count) in self._sums.items()}, "latest": latest}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if not all(count > 0 for _, count in state["sums"].values()):
+            raise ValueError("logging: a sum of no steps")
         self.latest = dict(state["latest"])
         self._sums.clear()
         self._sums.update({name: list(pair) for name, pair in state["sums"].items()})
@@ -279,8 +282,8 @@ class TrainingLogger:
         self._last_images, self._last_time = images, now
         self.latest = values
         self.log_values(position, values)
-        self.writer.add_histogram("logits/real_histogram", real_logits, images)
-        self.writer.add_histogram("logits/fake_histogram", fake_logits, images)
+        for kind, logits in (("real", real_logits), ("fake", fake_logits)):
+            self.writer.add_histogram(f"logits/{kind}_histogram", logits.clamp(-_LAST_BIN, _LAST_BIN), images)
         self.folder.append_metrics({"images": images, "seconds": round(position.seconds, 3), **values})
         self._print_status(position, values)
 

@@ -1,7 +1,7 @@
 """The run folder: the one owner of its file names and formats. It is all that sample, evaluate and resume need.
 
 config.yaml          resolved settings; it makes the folder a run
-run.json             format number; for each start the command line, versions and commit, and how it ended
+run.json             format number; for each start the command line, versions, commit, classes, and how it ended
 train.log            the log, written by Hydra
 metrics.jsonl        a row of scalars every `log.every` images
 evaluations.jsonl    a row per evaluation, with its protocol
@@ -19,21 +19,22 @@ import logging
 import platform
 import re
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
-
-import yaml
+from typing import IO, Any, cast
 
 from gancli import __version__, config
-from gancli.atomic_files import atomic_write
 from gancli.build import is_trusted, nodes
 from gancli.distributed.launch import was_restarted
 from gancli.errors import UserError
+from gancli.files.atomic import atomic_write, sweep
+from gancli.files.user_paths import is_cache
+from gancli.files.yaml_files import plain_yaml, read_plain_yaml
+from gancli.overrides import typed
 
 try:
     import fcntl
@@ -43,6 +44,7 @@ except ImportError:  # not a POSIX system: two runs in one folder are then not t
 log = logging.getLogger(__name__)
 FORMAT = 2  # of the folder; 1 had no number
 Row = dict[str, Any]
+_claims = dict[Path, IO[str]]()  # locks of this process for runs that have not begun
 
 
 class RunFolder:
@@ -59,6 +61,7 @@ class RunFolder:
         self.samples = self.path / "samples"
         self.final_samples = self.path / "samples.png"
         self.theory = self.path / "theory"
+        self.texts = (self.config, self.record, self.log, self.metrics, self.evaluations)
 
     def sample_grid(self, images: int) -> Path:
         """Returns the file of the sample grid after `images` images."""
@@ -70,26 +73,81 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Makes the folder and holds it against other processes; the lock ends with the process. Raises UserError."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with open(self.path / ".lock", "a", encoding="utf-8") as file:
-            if fcntl is not None:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    raise UserError(
-                        f"{self.path}: another process is training here; choose another hydra.run.dir"
-                    ) from None
+        """Makes the folder and holds it against other processes; the lock ends with the process. Raises UserError.
+
+        What killed processes left half written is deleted.
+        """
+        with _claims.pop(self.path.resolve(), None) or self._lock():
+            for folder in (self.path, self.checkpoints, self.samples, self.theory):
+                sweep(folder)
             yield
+
+    def claim(self) -> None:
+        """Locks the folder, made if need be, for a run of this process that begins later by `locked`. As `locked`."""
+        self.release()
+        _claims[self.path.resolve()] = self._lock()
+
+    def release(self) -> None:
+        """Gives up the claim, if there is one."""
+        if self.path.resolve() in _claims:
+            _claims.pop(self.path.resolve()).close()
+
+    def _lock(self) -> IO[str]:
+        self.path.mkdir(parents=True, exist_ok=True)
+        file = open(self.path / ".lock", "a", encoding="utf-8")  # noqa: SIM115
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                file.close()
+                if not isinstance(error, BlockingIOError):
+                    raise
+                raise UserError(
+                    f"{self.path}: another process is training here; choose another hydra.run.dir"
+                ) from None
+        return file
 
     # Settings and starts
 
     def settings(self, *, trust: list[str], parts: tuple[str, ...] = ()) -> dict[str, Any]:
-        """Returns the settings of the run as plain values.
+        """Returns the settings of the run as plain values: all of them, or those at and below the keys `parts`.
 
-        The file is data: the nodes that will be built from it, all of them or those at and below the keys `parts`,
-        may name only classes of gancli, optimizers of torch, and classes of the packages in `trust`. Raises UserError.
+        The folder may come from elsewhere, so it is data: its settings may name only classes of gancli, optimizers of
+        torch, and classes of the packages in `trust`, each where its kind belongs; no file of weights that another
+        package would load; and no folder to write to but a cache that is one already. Raises UserError.
         """
+        settings = self.read_config()
+        self.check_format()
+        if parts:
+            settings = _only(settings, parts)
+        foreign = [
+            f"{key}._target_={node['_target_']}" for key, node in nodes(settings) if not is_trusted(node, trust)
+        ] + [
+            f"{key}.weights={node['weights']} (a file that torch_fidelity loads)"
+            for key, node in nodes(settings)
+            if node.get("weights") is not None and "torch_fidelity" not in trust
+        ]
+        if foreign:
+            raise UserError(
+                f"{self.config} names what is not gancli's own, and building it may run code:\n  "
+                + "\n  ".join(foreign)
+                + "\nIf that code is yours, say trust=[package] with the package it is in."
+            )
+        found = config.problems(settings, {}) if parts else config.problems_of_run(settings)
+        problems = [text for _, text in found]
+        problems += [f"{key}: is missing" for key in parts if "_target_" not in _at(settings, key)]
+        if problems:
+            raise UserError(f"{self.config} does not hold the settings of a run:\n  " + "\n  ".join(problems))
+        for key, node in nodes(settings):
+            if node.get("cache") is not None and not is_cache(node["cache"]):
+                log.warning("%s.cache=%s in %s is no cache and is not used", key, node["cache"], self.config)
+                cast(dict[str, Any], node)["cache"] = None
+            if node.get("download"):
+                cast(dict[str, Any], node)["download"] = False
+        return settings
+
+    def read_config(self) -> dict[str, Any]:
+        """Returns what config.yaml holds, unchecked. Raises UserError where it is no YAML mapping of plain values."""
         if not self.path.is_dir():
             raise UserError(f"run={self.path}: no such folder")
         if not self.config.is_file():
@@ -98,23 +156,11 @@ class RunFolder:
                 f"run={self.path}: not a run folder, it has no config.yaml" + (f"; try {runs[-1]}" if runs else "")
             )
         try:
-            settings = yaml.load(self.config.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{self.config}: not readable as YAML: {str(error).splitlines()[0]}") from None
+            settings = read_plain_yaml(self.config)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.config}: not readable as YAML: {error}") from None
         if not isinstance(settings, dict):
             raise UserError(f"{self.config}: not the configuration of a run")
-        self.check_format()
-        foreign = [
-            f"{key}._target_={node['_target_']}"
-            for key, node in nodes(settings)
-            if (not parts or f"{key}.".startswith(tuple(f"{part}." for part in parts))) and not is_trusted(node, trust)
-        ]
-        if foreign:
-            raise UserError(
-                f"{self.config} names classes that are not gancli's own, and building them runs their code:\n  "
-                + "\n  ".join(foreign)
-                + "\nIf that code is yours, say trust=[package] with the package it is in."
-            )
         return settings
 
     def check_format(self) -> None:
@@ -131,10 +177,18 @@ class RunFolder:
             f"{FORMAT}. Use gancli {version} for this run, or train it anew."
         )
 
-    def describe(self, settings: Mapping[str, Any], *, overrides: list[str], weights_from: str | None = None) -> None:
+    def describe(
+        self,
+        settings: Mapping[str, Any],
+        *,
+        overrides: list[str],
+        weights_from: str | None = None,
+        classes: Sequence[str] = (),
+    ) -> None:
         """Writes config.yaml, and adds a start to run.json: the overrides, versions, and the commit.
 
-        weights_from: the checkpoint of another run whose weights this start begins with.
+        weights_from: the checkpoint of another run whose weights this start begins with. classes: the names of the
+        data's classes, in the order of their labels, where they have names.
         """
         packages = ("torch", "torchvision", "numpy", "hydra-core", "omegaconf")
         start = {
@@ -146,8 +200,10 @@ class RunFolder:
         }
         if weights_from is not None:
             start["weights_from"] = weights_from
+        if classes:
+            start["classes"] = list(classes)
         self._write_starts([*self.starts(), start])
-        atomic_write(self.config, yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True).encode())
+        atomic_write(self.config, plain_yaml(dict(settings)).encode())
 
     def record_end(self, how: str) -> None:
         """Adds to run.json how the last start ended."""
@@ -164,22 +220,23 @@ class RunFolder:
         starts = self._read_record().get("starts", [])
         return [start for start in starts if isinstance(start, dict)] if isinstance(starts, list) else []
 
+    def class_names(self) -> list[str]:
+        """Returns the names of the classes, in the order of their labels; none where they have no names."""
+        starts = self.starts()
+        names = starts[-1].get("classes") if starts else None
+        return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []
+
     def _read_record(self) -> Row:
-        try:
-            record = json.loads(self.record.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return record if isinstance(record, dict) else {}
+        return _read_json(self.record)
 
     def _write_starts(self, starts: list[Row]) -> None:
         atomic_write(self.record, json.dumps({"format": FORMAT, "starts": starts}, indent=2).encode())
 
     def last_log_line(self) -> str:
         """Returns the last line of the log without its date, such as why a job failed. A traceback has no dates."""
-        try:
-            lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
-        except OSError:
+        if not self.log.is_file():
             return ""
+        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
         dated = [line.split("] ", 1)[1] for line in lines if re.match(r"\[\d{4}-.*?\]\[.*?\]\[[A-Z]+\] ", line)]
         return dated[-1] if dated else ""
 
@@ -219,11 +276,38 @@ class RunFolder:
 
     def read_diagnostic(self, name: str) -> Row:
         """Returns what the diagnostic `name` found; an empty dict where it left nothing."""
-        try:
-            found = json.loads((self.theory / f"{name}.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return found if isinstance(found, dict) else {}
+        return _read_json(self.theory / f"{name}.json")
+
+
+def _read_json(file: Path) -> Row:
+    """Returns the object in a JSON file; an empty dict where the file is missing, damaged or holds something else."""
+    if not file.is_file():
+        return {}
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _at(settings: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """Returns the mapping at a dotted key, an empty one where there is none."""
+    found: Any = settings
+    for name in key.split("."):
+        found = found.get(name) if isinstance(found, Mapping) else None
+    return found if isinstance(found, Mapping) else {}
+
+
+def _only(settings: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    """Returns the settings at the dotted `keys` alone."""
+    picked: dict[str, Any] = {}
+    for key in keys:
+        *parents, last = key.split(".")
+        into = picked
+        for name in parents:
+            into = into.setdefault(name, {})
+        into[last] = _at(settings, key)
+    return picked
 
 
 def _append(file: Path, row: Row) -> None:
@@ -239,17 +323,16 @@ def _parse(line: bytes) -> Row | None:
     """Returns the row, or None for a line that was cut off or is no row."""
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     known = isinstance(row, dict) and isinstance(row.get("images", 0), (int, float))
     return row if known else None
 
 
 def _read(file: Path) -> list[Row]:
-    try:
-        lines = file.read_bytes().splitlines()
-    except OSError:  # a run without any
+    if not file.is_file():  # a run without any
         return []
+    lines = file.read_bytes().splitlines()
     return [row for row in map(_parse, lines) if row is not None and "images" in row]
 
 
@@ -294,7 +377,7 @@ def settings_to_continue(
             f"{folder.path} was trained with other settings, so it cannot go on with these:\n  "
             + "\n  ".join(changed)
             + "\nUse the run's own settings, or start a new run in another hydra.run.dir; with "
-            f"init={folder.path} it begins with the weights of this one."
+            f"{typed('init', folder.path)} it begins with the weights of this one."
         )
     return settings, True
 
@@ -303,8 +386,8 @@ def _apply_overrides(saved: Mapping[str, Any], settings: Mapping[str, Any], over
     """Returns the saved settings, with those of `settings` that `overrides` name."""
     merged: dict[str, Any] = copy.deepcopy(dict(saved))
     for override in overrides:
-        key = override.lstrip("+~").partition("=")[0]
-        *parents, last = key.partition("@")[2].split(".") if "@" in key else key.split(".")
+        group, _, place = override.lstrip("+").partition("=")[0].partition("@")
+        *parents, last = (place or group.replace("/", ".")).split(".")
         into, value = merged, settings
         for name in parents:
             child, below = into.get(name), value.get(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from functools import partial
 from typing import Any
@@ -47,10 +48,49 @@ class ScheduledOptimizer:
         return self.optimizer.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores `state`. Raises ValueError and what torch raises if it does not fit the parameters."""
-        self.optimizer.load_state_dict(state)
-        self.lr = float(self.optimizer.param_groups[0]["lr"])
+        """Restores `state`; the settings stay this optimizer's own. Raises ValueError if it does not fit.
+
+        It fits where each parameter's state is as a step of this optimizer makes it, or is not there yet: fused updates
+        write into it without looking at its shape.
+        """
+        expected = self._state_after_a_step()
+        for number, saved in state["state"].items():
+            problem = _misfit(saved, expected.get(number, {})) if saved else None
+            if problem is not None:
+                raise ValueError(f"optimizer, parameter {number}: {problem}")
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state["state"]})
+        self.lr = _last_rate(state)
         self.optimizer.zero_grad(set_to_none=True)  # drops the gradients of a step that a rollback interrupted
+
+    def _state_after_a_step(self) -> dict[int, dict[str, Any]]:
+        twin = copy.deepcopy(self.optimizer)
+        for group in twin.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = torch.zeros_like(parameter)
+        twin.step()
+        state: dict[int, dict[str, Any]] = twin.state_dict()["state"]
+        return state
+
+
+def _misfit(saved: dict[str, Any], expected: dict[str, Any]) -> str | None:
+    """Returns how the state of one parameter differs in its outline from the `expected` one, or None."""
+    if saved.keys() != expected.keys():
+        return f"holds {', '.join(map(str, saved))}, expected {', '.join(expected) or 'nothing'}"
+    for name, value in expected.items():
+        outlines = [
+            f"{tuple(each.shape)} of {each.dtype}" if isinstance(each, Tensor) else type(each).__name__
+            for each in (saved[name], value)
+        ]
+        if outlines[0] != outlines[1]:
+            return f"{name} is {outlines[0]}, expected {outlines[1]}"
+    return None
+
+
+def _last_rate(state: dict[str, Any]) -> float:
+    rates = [group.get("lr") for group in state["param_groups"][:1]]
+    if not rates or isinstance(rates[0], bool) or not isinstance(rates[0], (int, float, Tensor)):
+        raise ValueError("optimizer: no learning rate in the saved state")
+    return float(rates[0])
 
 
 @torch.no_grad()

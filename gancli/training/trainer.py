@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any, NoReturn
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from gancli.datasets.base import Dataset
 from gancli.distributed.process_group import ProcessGroup
 from gancli.distributed.signals import Request, Signals
-from gancli.errors import Diverged, SettingError, UserError, require_at_least, require_positive
+from gancli.errors import Diverged, SettingError, UserError, require_at_least, require_minutes
 from gancli.game import PLAYERS, Game
 from gancli.game_value import decision_threshold
 from gancli.randomness import random_state, set_random_state
@@ -100,7 +100,7 @@ class Trainer:
         errors = []
         for check in (
             partial(require_at_least, 1, batch_size=batch_size, accumulate=accumulate, images=images),
-            partial(require_positive, minutes=minutes, max_time=max_time),
+            partial(require_minutes, minutes=minutes, max_time=max_time),
         ):
             try:
                 check()
@@ -303,6 +303,7 @@ class Trainer:
             "step": self.step,
             "shape": list(self.dataset.shape),
             "samples": len(self.dataset),
+            "content_hash": self.dataset.content_hash,
             "num_classes": self.game.generator.num_classes,
             "threads": torch.get_num_threads(),
             "seconds": self.seconds,
@@ -318,14 +319,29 @@ class Trainer:
             "random": random_state(self.game.stream),
         }
 
+    def _check_data(self, state: Mapping[str, Any]) -> None:
+        """Raises UserError unless the data is what it was: of the user's own files the very same, wherever they lie."""
+        before, now = state["samples"], len(self.dataset)
+        content_hash = state.get("content_hash")  # which older checkpoints lack
+        if before != now:
+            reason = f"the data set had {before} samples, and has {now} now"
+        elif content_hash is not None and content_hash != self.dataset.content_hash:
+            reason = f"the data set has other images than it had, though as many to train on, {now}"
+        else:
+            return
+        raise UserError(
+            f"{reason}.\n  Where the old ones lie somewhere else now, name that place: dataset.path=… or "
+            "dataset.root=….\n  On other data only a new run can train, which may begin with these weights: "
+            f"gancli train init={self.checkpoints.folder.parent} …"
+        )
+
     def load_state_dict(self, state: dict[str, Any], *, rollback: bool = False) -> None:
         """Goes on exactly where `state` was taken.
 
         rollback: within one run, whose evaluations and time stay. Raises UserError, and what torch raises where the
         state does not fit.
         """
-        if state["samples"] != len(self.dataset):
-            raise UserError(f"the data set had {state['samples']} samples, and has {len(self.dataset)} now")
+        self._check_data(state)
         self.game.generator.load_state_dict(state["generator"])
         self.game.discriminator.load_state_dict(state["discriminator"])
         self.ema.network.load_state_dict(state["ema"])

@@ -542,8 +542,8 @@ def test_strength_may_be_a_schedule(make: Any) -> None:
         ({"kinds": ["cutout", "colour"]}, r"kinds=\['cutout', 'colour'\]"),
         ({"strength": -0.1}, "strength=-0.1"),
         ({"strength": 1.1}, "strength=1.1"),
-        ({"strength": Linear(start=2.0, end=0.5)}, "strength=2.0"),
-        ({"strength": Linear(start=0.0, end=1.5)}, "strength=1.5"),
+        ({"strength": Linear(start=2.0, end=0.5)}, r"strength=2.0 by Linear\(start=2.0, end=0.5, .*\)"),
+        ({"strength": Linear(start=0.0, end=1.5)}, r"strength=1.5 by Linear\(.*\)"),
     ],
 )
 def test_wrong_settings_are_named(make: Any, settings: dict[str, Any], named: str) -> None:

@@ -62,7 +62,7 @@ def test_an_experiment_without_its_penalties(doctor):
 
 
 def test_the_health_monitor_does_not_stop_the_measurement(doctor):
-    assert "metrics       fid" in doctor(*FEW, "health.action=stop", "health.diversity=1e6")
+    assert "metrics       fid" in doctor(*FEW, "health.action=stop", "health.diversity=1")
 
 
 def test_a_sweep_is_measured_by_its_first_run_and_counted(doctor):

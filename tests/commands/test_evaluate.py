@@ -203,16 +203,30 @@ def test_one_folder_is_compared_with_another(cli, tmp_path):
 def test_folders_that_cannot_be_measured_are_errors(cli, tmp_path):
     write_images(tmp_path / "generated", 1)
     write_images(tmp_path / "real", 15, seed=1)
-    for folders, words in {"[generated,real]": [], "[real,generated]": [], "[real,real]": ["resolution=0"]}.items():
-        result = cli("evaluate", f"folders={folders}", "metric=[fid]", *words)
-        assert result.status == 2 and "Traceback" not in result.err
+    for words, text in {
+        ("folders=[generated,real]",): "folders=generated: 1 generated image is too few",
+        ("folders=[real,generated]",): "folders=generated: 1 real image is too few",
+        ("folders=[real,real]", "resolution=0"): "resolution=0",
+        ("folders=[real,real]", "run=a"): "folders=['real', 'real']: not together with run=a",
+    }.items():
+        result = cli("evaluate", "metric=[fid]", *words)
+        assert result.status == 2 and f"gancli: error: {text}" in result.err and "reference" not in result.err
+
+
+def test_a_distance_from_no_more_samples_than_features_warns(cli, tmp_path):
+    fidelity._warn.cache_clear()
+    write_images(tmp_path / "few", 3)
+    result = cli("evaluate", "folders=[few,few]", "metric=[fid,density_coverage]")
+    assert result.status == 0 and "\nfd_random: 3 samples are no more than the 128 features" in result.err
+    assert result.out.splitlines()[1].split()[-2:] == ["1", "1"], "the same folder has density and coverage 1"
 
 
 def test_folders_of_different_sizes_need_a_resolution(cli, tmp_path):
     write_images(tmp_path / "generated", 12)
     write_images(tmp_path / "real", 15, size=20)
     result = cli("evaluate", "folders=[generated,real]", "metric=[fid]")
-    assert result.status == 2 and "resolution=null: images of (16, 16) and (20, 20) pixels" in result.err
+    assert result.status == 2 and "images of 16x16 and 20x20 pixels" in result.err
+    assert "resolution=null" not in result.err, "nobody typed that"
     assert cli("evaluate", "folders=[generated,real]", "metric=[fid]", "resolution=16").status == 0
 
 
@@ -258,7 +272,7 @@ def test_the_table_and_its_legend_fit_into_the_terminal(cli, copied, monkeypatch
 
 WRONG = {
     "nothing to evaluate": ([], "run=…: name one or more run folders"),
-    "both": (["run={run}", "folders=[a,b]"], "run=…: name one or more run folders"),
+    "both": (["run={run}", "folders=[a,b]"], "not together with run="),
     "a run that is not there": (["run=nowhere"], "run=nowhere: no such folder"),
     "one of several": (["run=[{run},nowhere]"], "run=nowhere: no such folder"),
     "one folder": (["folders=[a]"], "folders=['a']: two of them"),
@@ -292,7 +306,7 @@ def test_wrong_input_is_one_error_and_writes_nothing(cli, trained, name):
 def test_folders_have_no_held_out_part(cli, tmp_path):
     write_images(tmp_path / "generated", 12)
     result = cli("evaluate", "folders=[generated,generated]", "reference=holdout")
-    assert result.status == 2 and "reference=holdout: the data set has 0 such samples" in result.err
+    assert result.status == 2 and "reference=holdout: folders have no such part" in result.err
 
 
 @pytest.mark.parametrize("count", [2, 3, 4])

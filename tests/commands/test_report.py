@@ -141,8 +141,8 @@ def test_an_unexpected_failure_is_logged_and_reported(cli, tmp_path, monkeypatch
     monkeypatch.setattr(Trainer, "train_step", broken)
     alone = cli("train", *TINY, "hydra.run.dir=sweep/alone")
     assert alone.status == 1 and "in broken" in alone.err
-    with pytest.raises(RuntimeError, match="the sky fell"):
-        cli("train", "-m", *TINY, "hydra.sweep.dir=sweep", "seed=1,2")
+    swept = cli("train", "-m", *TINY, "hydra.sweep.dir=sweep", "seed=1,2")
+    assert swept.status == 1 and swept.err.count("Traceback") == 2, "each is told once"
     for name in ("alone", "0", "1"):
         log = (tmp_path / "sweep" / name / "train.log").read_text()
         assert "this job failed: RuntimeError: the sky fell" in log and "Traceback" in log
@@ -195,3 +195,69 @@ def test_a_search_by_optuna_returns_the_best_value_of_its_runs(cli, tmp_path):
     assert result.status == 0, result.err
     best = yaml.safe_load((tmp_path / "sweep" / "optimization_results.yaml").read_text())
     assert best["best_value"] == pytest.approx(min(last_values(tmp_path / "sweep" / n)["fd_random"] for n in "01"))
+
+
+ODD_ROWS = (
+    """null
+[]
+{"images": null, "seconds": 1, "by": "train", "values": {"fid": 1}}
+{"images": "7", "seconds": 1, "by": "train", "values": {"fid": 1}}
+{"images": NaN, "seconds": 1, "by": "train", "values": {"fid": 1}}
+{"images": true, "seconds": [], "by": "train", "values": {"fid": 1}}
+{"seconds": 1, "by": "train", "values": {"fid": 1}}
+{"images": 7, "seconds": 1, "by": "train", "values": [1]}
+{"images": 7, "by": "train", "values": {"fid": 1}}
+{"images": 200, "seconds": 2, "by": "train", "values": {"fid": 4, "a": "b", "c": [1], "d": null, "\\u001b[2J": 1}}
+"""
+    + '{"images": 300, "seconds": 3, "by": "train", "values": {"fid": 1'
+    + 400 * "0"
+    + "}}\n"
+)
+
+
+def test_odd_rows_cost_no_run_its_place(tmp_path, cli):
+    write_run(tmp_path / "good", [{"fid": 5.0}, {"fid": 3.0}])
+    write_run(tmp_path / "odd", [])
+    for name in ("metrics.jsonl", "evaluations.jsonl"):
+        (tmp_path / "odd" / name).write_text(ODD_ROWS)
+    (tmp_path / "odd" / "config.yaml").write_text("objective: [1]\nseed: {a: 1}")
+    (tmp_path / "odd" / "run.json").write_text('{"starts": [{"ended": ["x"]}]}')
+    write_run(tmp_path / "list", [{"fid": 4.0}], settings="[1, 2]")
+    result = cli("report", f"run={tmp_path}")
+    assert result.status == 0, result.err
+    rows = {line.split()[0]: line.split() for line in result.err.splitlines() if line.startswith(("good ", "odd "))}
+    assert rows["good"][-1] == "finished" and rows["good"][-3:-1] == ["3", "3"]
+    assert rows["odd"][-1] == "['x']" and "300" in rows["odd"] and "\x1b" not in result.err
+    assert "list: the settings cannot be read" in result.err
+
+
+def test_no_run_at_all_is_an_error(cli):
+    result = cli("report", "run=[]")
+    assert result.status == 2 and "run=[]: name at least one" in result.err and "Traceback" not in result.err
+
+
+def test_links_do_not_carry_other_files_into_the_page(tmp_path, cli):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "secret.png").write_bytes(b"\x89PNG secret")
+    write_run(tmp_path / "mine" / "run", [{"fid": 5.0}])
+    for name in ("a", "b"):
+        write_run(tmp_path / "theirs" / name, [{"fid": 5.0}])
+    (tmp_path / "theirs" / "a" / "samples.png").symlink_to(tmp_path / "mine" / "secret.png")
+    (tmp_path / "theirs" / "c").symlink_to(tmp_path / "mine" / "run", target_is_directory=True)
+    result = cli("report", f"run={tmp_path}/theirs")
+    assert result.status == 0, result.err
+    page = (tmp_path / "theirs" / "report.html").read_text()
+    assert "samples.png is a link to somewhere else" in page and "<img" not in page
+    assert "theirs/c is a link" in result.err and "<td>c" not in page and "<td>b" in page
+
+
+def test_names_are_shown_as_they_are_and_command_nothing(tmp_path, cli):
+    names = ["$x^2$", "$\\frac{$", "a\nb", "\x1b[2J", "<b>", "猫"]
+    for number, name in enumerate(names):
+        settings = yaml.safe_dump({"dataset": {"path": name}, "seed": number})
+        write_run(tmp_path / name, [{"$y^$": 5.0}, {"$y^$": 3.0}], settings=settings)
+    result = cli("report", f"run={tmp_path}")
+    assert result.status == 0, result.err
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<img") == 2 and "<td>$\\frac{$" in page and "&lt;b&gt;" in page and "<b>" not in page
+    assert "\x1b" not in result.err and "a\\x0ab" in result.err

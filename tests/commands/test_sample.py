@@ -1,6 +1,8 @@
 """`gancli sample`: what it writes, and that sample i depends on the seed and i alone."""
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +11,12 @@ import torch
 from conftest import TINY
 from PIL import Image
 
-from gancli.commands.sample import FRAMES, STOPS, _walks, noise_rows
+from gancli.commands.sample import FRAMES, STOPS, _classes, _default_name, _walks, noise_rows
+from gancli.errors import UserError
+from gancli.files import atomic
+from gancli.files.atomic import atomic_folder
 from gancli.priors import Gaussian
+from gancli.reporting import image_grids
 
 
 def arrays(cli, run, name, *overrides):
@@ -111,6 +117,80 @@ def test_a_file_that_exists_is_replaced_only_where_asked(cli, trained):
     assert Path("a.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_folder_of_samples_is_replaced_as_a_whole(cli, trained):
+    words = ["sample", f"run={trained}", "format=png", "out=made", "overwrite=true"]
+    left = Path(f".made.{dead_process()}-1.tmp")  # of a killed process
+    left.mkdir()
+    assert cli(*words, "count=5").status == 0
+    assert cli(*words, "count=2", "seed=1").status == 0
+    assert sorted(path.name for path in Path("made").iterdir()) == ["00000.png", "00001.png"]
+    assert [path.name for path in Path().iterdir()] == ["made"]
+
+
+def dead_process():
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process.pid
+
+
+@pytest.mark.parametrize("name", ["cat.png", "00000.png", "00000.png/", "-> elsewhere/00000.png"])
+def test_a_folder_of_anything_else_is_never_replaced(cli, trained, name):
+    Path("made").mkdir()
+    Path("elsewhere").mkdir()
+    Image.new("L", (8, 8)).save("elsewhere/00000.png")
+    image_grids.write_png(Path("made/00001.png"), np.zeros((8, 8, 1), np.uint8))
+    if name.startswith("->"):
+        Path("made/00000.png").symlink_to(Path("elsewhere/00000.png").resolve())
+    elif name.endswith("/"):
+        Path("made", name).mkdir()
+    else:
+        shutil.copy("elsewhere/00000.png", f"made/{name}")
+    before = sorted(Path("made").iterdir())
+    result = cli("sample", f"run={trained}", "format=png", "out=made", "overwrite=true", "count=1")
+    assert result.status == 2 and "which is no sample of gancli" in result.err
+    assert sorted(Path("made").iterdir()) == before
+
+
+def test_the_current_folder_is_not_replaced(cli, trained):
+    result = cli("sample", f"run={trained}", "format=png", "out=.")
+    assert result.status == 2 and "would be replaced as a whole" in result.err
+
+
+@pytest.mark.parametrize("in_one_step", [True, False])
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch, in_one_step):
+    if not in_one_step:
+        monkeypatch.setattr(atomic, "_exchange", lambda one, other: False)
+    elif not sys.platform.startswith("linux"):
+        pytest.skip("only Linux exchanges two names in one step")
+    path = tmp_path / "a [b]"
+    for text in ("old", "new"):
+        with atomic_folder(path) as folder:
+            (folder / text).touch()
+            assert not (path / text).exists()
+        assert [file.name for file in path.iterdir()] == [text]
+    with pytest.raises(KeyboardInterrupt), atomic_folder(path) as folder:
+        (folder / "half").touch()
+        raise KeyboardInterrupt
+    assert [file.name for file in path.iterdir()] == ["new"] and list(tmp_path.iterdir()) == [path]
+
+
+def test_the_default_name_tells_samples_apart():
+    settings = {"format": "png", "weights": "ema", "seed": 0, "count": 8, "labels": None, "truncation": None}
+    settings["scale"] = None
+    file = Path("images-000000000064.pt")
+    assert _default_name(settings, file, [0, 1]) == "png-images-000000000064-ema-seed0-count8"
+    chosen = {**settings, "labels": [1, "cats"], "truncation": 0.7, "scale": 2}
+    assert _default_name(chosen, file, [1, 0]).endswith("-seed0-count8-labels1_0-truncation0.7-scale2")
+    many = [_default_name(chosen, file, [*range(500), last]) for last in (1, 2)]
+    assert many[0] != many[1] and len(many[0]) < 120
+
+
+def test_a_wrong_label_is_told_before_what_exists_already(cli, trained):
+    Path("a.png").touch()
+    result = cli("sample", f"run={trained}", "out=a.png", "labels=1")
+    assert result.status == 2 and "trained without labels" in result.err
+
+
 def test_a_conditional_run_is_sampled_in_the_chosen_classes(cli, train):
     run = train("conditional=true")
     assert arrays(cli, run, "a", "count=12")["labels"].tolist() == [*range(10), 0, 1]
@@ -156,4 +236,18 @@ def test_a_run_folder_never_runs_foreign_code(cli, trained, tmp_path, foreign):
     text = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(text.replace("gancli.priors.Gaussian", foreign))
     result = cli("sample", f"run={run}")
-    assert result.status == 2 and "runs their code" in result.err
+    assert result.status == 2 and "building it may run code" in result.err
+
+
+def test_classes_are_chosen_by_number_or_by_name(caplog):
+    caplog.set_level("INFO")
+    names = ["cats", "2", "do\x1bgs"]
+    assert _classes(["2", 2, "cats"], 3, names) == [1, 2, 0]
+    assert r"classes: 1 (2), 2 (do\x1bgs), 0 (cats)" in caplog.text
+    assert _classes("cats", 3, names) == [0]
+    with pytest.raises(UserError, match=r"labels=cast: no class of this run; its classes are cats, .* mean cats\?"):
+        _classes("cast", 3, names)
+    with pytest.raises(UserError, match="labels=cats: no class of this run, whose classes have numbers only"):
+        _classes("cats", 3, [])
+    with pytest.raises(UserError, match=r"labels=\[3\]: classes of this run are 0 to 2"):
+        _classes([3], 3, names)

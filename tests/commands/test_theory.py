@@ -13,7 +13,7 @@ import torch
 from conftest import TINY
 
 from gancli import config
-from gancli.commands import check_settings, evaluate, theory
+from gancli.commands import evaluate, theory
 from gancli.reporting.html import Formula, Heading, Image, Section, Table, Terms, render_page
 from gancli.theory import CHAPTERS
 from gancli.theory.base import Chapter, Experiment, format_number, last_evaluation
@@ -52,7 +52,7 @@ def test_every_override_of_a_chapter_composes(chapter):
     for experiment in experiments:
         if not composed.issuperset(experiment.overrides):
             composed.update(experiment.overrides)
-            config.check(config.compose("train", list(experiment.overrides)), check_settings.SCHEMA)
+            config.check(config.compose("train", list(experiment.overrides)), config.RUN_SCHEMA)
     for overrides in {experiment.evaluate for experiment in experiments if experiment.evaluate}:
         config.check(config.compose("evaluate", ["run=here", *overrides]), evaluate.SCHEMA)
 

@@ -147,9 +147,9 @@ def test_no_holdout_point_is_in_a_batch():
     [
         (lambda: GaussianRing(modes=0), "modes=0: at least 1"),
         (lambda: GaussianGrid(side=0), "side=0: at least 1"),
-        (lambda: GaussianRing(std=0.0), "std=0.0: must be above 0"),
-        (lambda: GaussianGrid(std=-1.0), "std=-1.0: must be above 0"),
-        (lambda: SwissRoll(std=0.0), "std=0.0: must be above 0"),
+        (lambda: GaussianRing(std=0.0), "std=0.0: a number above 0"),
+        (lambda: GaussianGrid(std=-1.0), "std=-1.0: a number above 0"),
+        (lambda: SwissRoll(std=0.0), "std=0.0: a number above 0"),
     ],
 )
 def test_wrong_settings_are_refused(make, message):

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,9 @@ import torch
 import train_as_rank
 from conftest import TINY
 
-from gancli.distributed import launch
+from gancli.distributed import launch, process_group
 from gancli.distributed.launch import ProcessInfo
+from gancli.errors import ProcessLost, UserError
 from gancli.training.checkpoint import Checkpoints
 
 HERE = Path(__file__).parent
@@ -282,3 +284,57 @@ def test_process_info_of_each_launcher():
 )
 def test_first_host(nodes, name):
     assert launch.first_host(nodes) == name
+
+
+@pytest.mark.parametrize(
+    "environment, name",
+    [
+        ({"RANK": "a", "WORLD_SIZE": "2"}, "RANK=a"),
+        ({"RANK": "0", "WORLD_SIZE": "2.0"}, "WORLD_SIZE=2.0"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK=2"),
+        ({"RANK": "-1", "WORLD_SIZE": "2"}, "RANK=-1"),
+        ({"RANK": "0", "WORLD_SIZE": "0"}, "WORLD_SIZE=0"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "x"}, "LOCAL_RANK=x"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "70000"}, "MASTER_PORT=70000"),
+        ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "two"}, "SLURM_STEP_NUM_TASKS=two"),
+        ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_JOB_ID": "x"}, "SLURM_JOB_ID=x"),
+        ({"SUBMITIT_EXECUTOR": "local", "SUBMITIT_LOCAL_NTASKS": "2"}, "SUBMITIT_LOCAL_GLOBALID is not set"),
+    ],
+)
+def test_an_impossible_variable_of_a_launcher_is_named(environment, name):
+    with pytest.raises(UserError, match=f"^{re.escape(name)}"):
+        launch.process_info(environment)
+
+
+def test_an_empty_variable_of_a_launcher_counts_as_not_set():
+    assert launch.process_info({"RANK": "", "WORLD_SIZE": "", "SLURM_STEP_NUM_TASKS": ""}) == ProcessInfo()
+    empty = {"LOCAL_RANK": "", "MASTER_ADDR": "", "MASTER_PORT": ""}
+    assert launch.process_info({"RANK": "1", "WORLD_SIZE": "2", **empty}) == ProcessInfo(rank=1, world_size=2)
+    assert not launch.was_restarted({"SLURM_RESTART_COUNT": ""})
+
+
+def test_a_command_refuses_an_impossible_variable_in_one_line(cli, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "one")
+    done = cli("train")
+    assert done.status == 2 and done.err.startswith("gancli: error: WORLD_SIZE=one: ") and done.err.count("\n") == 1
+
+
+@pytest.mark.filterwarnings("error")  # such as of a function of torch that is to go
+def test_a_process_that_never_comes_is_told_after_minutes_and_not_waited_for_again(monkeypatch):
+    variables = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port()}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, str(value))
+    assert process_group._JOIN_TIMEOUT.total_seconds() <= 600
+    monkeypatch.setattr(process_group, "_JOIN_TIMEOUT", timedelta(seconds=0.1))
+    process_group._join.cache_clear()
+    try:
+        with pytest.raises(ProcessLost, match=r"not all 2 processes .* within .* minutes; was one of them killed"):
+            process_group.join_process_group()
+        monkeypatch.setattr(process_group, "_JOIN_TIMEOUT", timedelta(minutes=5))
+        began = time.monotonic()
+        with pytest.raises(ProcessLost):  # asked again, to report the error
+            process_group.join_process_group()
+        assert time.monotonic() - began < 5
+    finally:
+        process_group._join.cache_clear()

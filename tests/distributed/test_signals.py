@@ -10,7 +10,7 @@ from comparing import last, same, without_time
 
 from gancli.distributed import signals
 from gancli.distributed.process_group import SINGLE_PROCESS
-from gancli.distributed.signals import Signals
+from gancli.distributed.signals import Request, Signals
 
 
 def once(monkeypatch, what, after=3):
@@ -53,6 +53,26 @@ def test_what_is_heard_before_or_after_the_loop_ends_nothing(train, monkeypatch,
     assert last(folder)["images"] == 64
     assert (folder / "checkpoints" / "images-000000000016.pt").exists() == (where == "assemble")
     assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGXCPU])
+def test_a_lost_terminal_and_spent_cpu_time_save_and_end_a_run_however_often_they_are_told(number):
+    before = signal.getsignal(number)
+    with Signals().listening() as signals:
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), number)
+        assert signals.poll(SINGLE_PROCESS, 0.0)[1] == Request(stop=number)
+    assert signal.getsignal(number) == before
+
+
+def test_a_lost_terminal_is_nothing_where_it_is_ignored_as_under_nohup():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Signals().listening() as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signals.poll(SINGLE_PROCESS, 0.0)[1] == Request()
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_run_is_warned_that_slurm_will_end_it_first(train, monkeypatch, caplog):

@@ -85,3 +85,17 @@ def test_nearest_neighbours_with_and_without_the_point_itself(monkeypatch):
     assert itself[:, 0].tolist() == list(range(25))
     _, others = nearest(among, among, skip=1)
     assert all(other != row for row, other in enumerate(others[:, 0].tolist()))
+
+
+@pytest.mark.parametrize("copies", [1, 2, 8])
+def test_the_same_samples_have_density_and_coverage_1_however_many_copies_there_are(copies, caplog):
+    caplog.set_level("INFO")
+    coverage._tell_of_copies.cache_clear()
+    real = points(30, "real").repeat(copies, 1)
+    assert score(real.flip(0), real) == {"density": 1, "coverage": 1}
+    assert ("copies of others, which count once" in caplog.text) == (copies > 1)
+
+
+def test_real_samples_that_are_all_equal_have_no_neighbourhood():
+    with pytest.raises(ArithmeticError, match="all real samples are equal"):
+        score(points(5, "fake"), torch.zeros(5, 3))

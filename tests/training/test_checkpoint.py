@@ -11,17 +11,30 @@ from typing import Any
 import pytest
 import torch
 
-from gancli.atomic_files import atomic_write
 from gancli.distributed.process_group import SINGLE_PROCESS
-from gancli.errors import InvalidCheckpoint, UserError
+from gancli.errors import InvalidTensorFile, UserError
+from gancli.files.atomic import atomic_write
+from gancli.randomness import Stream, random_state, seeded
 from gancli.training.checkpoint import FORMAT, Checkpoints, read
 
 
 def state(value: float = 1.0) -> dict[str, Any]:
+    weights = {"weight": torch.full((16, 16), value), "steps": torch.tensor(3)}
+    optimizer = {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 0.1, "betas": (0.5, 0.9)}]}
+    counts = {"step": 3, "samples": 10, "num_classes": 0, "threads": 1, "rollbacks": 0, "seconds": 1.5, "lr_factor": 1}
+    evaluation = {"scale": [], "seconds": 0, "first": None, "best": 2.5, "best_images": 0, "healthy_images": 0}
+    health = {"accuracy": 0.5, "norms": [1.0], "last": {}, "most": {"diversity": 0.9}}
     return {
-        "generator": {"weight": torch.full((16, 16), value), "steps": torch.tensor(3)},
-        "optimizer": {"param_groups": [{"lr": 0.1, "betas": (0.5, 0.9)}]},
-        "name": "run",
+        **counts,
+        "shape": [1, 16, 16],
+        "generator": weights,
+        "discriminator": {},
+        "ema": {},
+        "optimizers": {"generator": optimizer, "discriminator": optimizer},
+        "augment": {},
+        "logging": {"sums": {"loss": [2.5, 2]}, "latest": {}},
+        "evaluation": {**evaluation, "health": health},
+        "random": random_state(Stream(seeded(0), device=torch.device("cpu"))),
     }
 
 
@@ -45,8 +58,8 @@ def test_read_gives_back_what_was_saved(two: Checkpoints) -> None:
     assert torch.equal(found["generator"]["weight"], expected["generator"]["weight"])
     assert found["generator"]["weight"].dtype == torch.float32
     assert torch.equal(found["generator"]["steps"], torch.tensor(3))
-    assert found["optimizer"] == expected["optimizer"]
-    assert (found["name"], found["images"]) == ("run", 200)
+    assert found["optimizers"]["generator"]["param_groups"] == expected["optimizers"]["generator"]["param_groups"]
+    assert (found["seconds"], found["images"]) == (1.5, 200)
 
 
 def test_names_sort_by_images(tmp_path: Path) -> None:
@@ -86,7 +99,7 @@ def test_nothing_there_is_no_state(tmp_path: Path) -> None:
 def test_a_truncated_file_is_skipped(two: Checkpoints, share: float, caplog: pytest.LogCaptureFixture) -> None:
     content = two.path(200).read_bytes()
     two.path(200).write_bytes(content[: int(share * len(content))])
-    with pytest.raises(InvalidCheckpoint):
+    with pytest.raises(InvalidTensorFile):
         read(two.path(200))
     with caplog.at_level(logging.WARNING):
         assert value_of(two.newest()) == 1.0
@@ -99,7 +112,7 @@ def test_a_flipped_bit_in_a_weight_is_skipped(two: Checkpoints) -> None:
     weight = content.index(torch.full((16, 16), 2.0).numpy().tobytes())
     content[weight + 500] ^= 1
     two.path(200).write_bytes(content)
-    with pytest.raises(InvalidCheckpoint, match="damaged"):
+    with pytest.raises(InvalidTensorFile, match="damaged"):
         read(two.path(200))
     assert value_of(two.newest()) == 1.0
 
@@ -114,7 +127,7 @@ def test_a_flipped_bit_anywhere_raises_nothing_else(two: Checkpoints) -> None:
         two.path(200).write_bytes(damaged)
         try:
             assert value_of(read(two.path(200))) == 2.0
-        except InvalidCheckpoint:
+        except InvalidTensorFile:
             refused += 1
     assert refused > 100
 
@@ -126,7 +139,7 @@ def test_a_tensor_marked_as_a_folder_is_not_read_as_whatever_memory_holds(two: C
         entry = content.index(b"PK\x01\x02", entry + 1)
     content[entry + 38] ^= 0x10  # the external attribute "directory", which no check sum covers
     two.path(200).write_bytes(content)
-    with pytest.raises(InvalidCheckpoint):
+    with pytest.raises(InvalidTensorFile):
         read(two.path(200))
     assert value_of(two.newest()) == 1.0
 
@@ -147,7 +160,7 @@ def test_code_in_a_file_is_not_run(two: Checkpoints, tmp_path: Path, as_zip: boo
         torch.save(bad, two.path(200))
     else:
         two.path(200).write_bytes(pickle.dumps(bad))
-    with pytest.raises(InvalidCheckpoint, match="refused" if as_zip else "damaged"):
+    with pytest.raises(InvalidTensorFile, match="refused" if as_zip else "damaged"):
         read(two.path(200))
     assert value_of(two.newest()) == 1.0
     assert not victim.exists()
@@ -158,7 +171,7 @@ def test_code_in_a_file_is_not_run(two: Checkpoints, tmp_path: Path, as_zip: boo
 @pytest.mark.parametrize("content", [{"format": 1, "images": 200}, {"images": 200}, [1, 2]], ids=str)
 def test_another_format_is_skipped(two: Checkpoints, content: Any) -> None:
     torch.save(content, two.path(200))
-    with pytest.raises(InvalidCheckpoint, match=r"is not a checkpoint|has checkpoint format 1; "):
+    with pytest.raises(InvalidTensorFile, match=r"format: is missing|not a mapping|has checkpoint format 1; "):
         read(two.path(200))
     assert value_of(two.newest()) == 1.0
 
@@ -279,10 +292,10 @@ def test_the_main_process_chooses_for_all(tmp_path):
     """Here the main process found the older one only: its newer one is unreadable or not there yet."""
     checkpoints = Checkpoints(tmp_path, keep=3)
     for number in (1, 2):
-        checkpoints.save({"value": torch.tensor(float(number))}, images=number)
+        checkpoints.save(state(number), images=number)
     other = SimpleNamespace(is_main_process=False, broadcast_from_main=lambda function: 1)
-    assert checkpoints.newest_on_all_processes(other)["value"] == 1.0
-    assert checkpoints.newest_on_all_processes(SINGLE_PROCESS)["value"] == 2.0
+    assert value_of(checkpoints.newest_on_all_processes(other)) == 1.0
+    assert value_of(checkpoints.newest_on_all_processes(SINGLE_PROCESS)) == 2.0
     (tmp_path / "images-000000000001.pt").unlink()
     with pytest.raises(UserError, match="checkpoint=1"):
         checkpoints.newest_on_all_processes(other)

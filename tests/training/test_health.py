@@ -460,7 +460,7 @@ def test_a_run_that_diverges_whatever_the_rate_ends(cli):
         cli,
         *(*ROLLBACK, "evaluation.every=null", "train.images=6400", "health.rollbacks=2"),
         *("optimizer@optimizer.generator=sgd", "optimizer@optimizer.discriminator=sgd"),
-        *("loss=least_squares", "penalty=none", "optimizer.discriminator.lr=1e6"),
+        *("loss=least_squares", "penalty=none", "optimizer.discriminator.lr=1e4"),
     )
     assert result.status == 1 and "Traceback" not in result.err
     assert result.err.count("back to ") == 2 and result.err.count("gancli: diverged: ") == 1

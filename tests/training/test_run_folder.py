@@ -1,6 +1,8 @@
 """The files of a run folder: a line that was cut off is skipped everywhere, and another format is refused."""
 
 import json
+import os
+import subprocess
 
 import pytest
 
@@ -82,3 +84,27 @@ def test_a_damaged_record_is_a_first_start(tmp_path):
     folder.record_end("finished")
     record = json.loads(folder.record.read_text())
     assert record["format"] == FORMAT and [start["ended"] for start in record["starts"]] == ["finished"]
+
+
+def test_what_killed_processes_left_is_swept_at_the_next_start(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.checkpoints.mkdir(parents=True)
+    dead, alive = subprocess.Popen("true"), os.getppid()
+    dead.wait()
+    swept = [folder.checkpoints / f".images-1.pt.{dead.pid}-1.tmp", folder.path / f".run.json.{dead.pid}-99.tmp"]
+    kept = [folder.path / f".samples.png.{alive}-1.tmp", folder.path / ".mine.tmp", folder.path / "my.1-2.tmp"]
+    for file in swept + kept:
+        file.touch()
+    with folder.locked():
+        assert not any(file.exists() for file in swept) and all(file.exists() for file in kept)
+
+
+def test_a_row_after_one_that_was_cut_short_is_kept(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.append_metrics({"images": 16})
+    with open(folder.metrics, "a") as file:
+        file.write('{"images": 32, "los')
+    folder.append_metrics({"images": 48})
+    assert [row["images"] for row in folder.read_metrics()] == [16, 48]
+    folder.truncate_after(48)
+    assert [row["images"] for row in folder.read_metrics()] == [16, 48]

@@ -1,0 +1,1 @@
+"""Files: written whole or not at all, read as data, and where those of the user are."""

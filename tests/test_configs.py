@@ -124,8 +124,9 @@ def test_every_small_part_is_built(group):
             continue
         settings = composed(*override_for(f"{group}/{name}.yaml"))
         node = settings["optimizer"]["generator"]["lr"] if group == "schedule" else settings[group]
-        for part in node.values() if group == "penalty" else [node]:
-            assert build(part, key=group) is not None
+        parts = {f"penalty.{key}": part for key, part in node.items()} if group == "penalty" else {group: node}
+        for key, part in parts.items():
+            assert build(part, key=key) is not None
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from torch import nn
 
 import gancli.commands.theory
 from gancli.build import KINDS, build, is_trusted
+from gancli.commands import train
 from gancli.config import compose
 from gancli.errors import InvalidTensorFile, UserError
 from gancli.files import tensor_files, yaml_files
@@ -51,7 +52,8 @@ def put(key, value):
     def change(settings):
         *parents, last = key.split(".")
         for name in parents:
-            settings = settings[name]
+            settings = settings[int(name) if isinstance(settings, list) or name.isdigit() else name]
+        last = int(last) if isinstance(settings, list) else last
         if value is ...:
             del settings[last]
         else:
@@ -227,11 +229,9 @@ STATES = {
     "with a weight larger than its bytes": (put("ema.evil", torch.ones(1).expand(10**9)), "ema.evil: expected Tensor"),
     "with weights that are not finite": (put("ema.evil", torch.tensor(torch.nan)), "ema.evil is not finite"),
     "with a shape of a terabyte": (put("shape", [3, 10**6, 10**6]), "shape=[3, 1000000, 1000000]"),
-    "with a million threads": (put("threads", 10**6), "threads=1000000"),
     "with negative images": (put("step", -1), "step=-1"),
     "with time that is no number": (put("seconds", float("nan")), "seconds=nan"),
     "of another number of images": (put("images", 3), "after 3 images under another name"),
-    "with a broken random generator": (put("random.numpy", [1, 2]), "random.numpy: expected tuple"),
 }
 
 
@@ -249,6 +249,30 @@ def test_a_checkpoint_that_no_run_can_have_is_named(run, how, caplog):
     with pytest.raises(UserError, match=r"no readable checkpoint"):
         checkpoints.pick("last")
     assert text in caplog.text
+
+
+UNRESUMABLE = {
+    "with a million threads": (put("threads", 10**6), "threads=1000000"),
+    "with a broken random generator": (put("random.numpy", [1, 2]), "random.numpy: expected tuple"),
+    "with a random generator that stands nowhere": (put("random.numpy.2", 10**6), "numpy's generator stands at"),
+    "without what an older version did not store": (put("threads", ...), "threads: is missing"),
+    "with a sum of no steps": (put("logging.sums.evil", [1.0, 0.0]), "logging: a sum of no steps"),
+    "with a state of another shape": (
+        put("optimizers.generator.state.0.exp_avg", torch.ones(10**6)),
+        "exp_avg is (1000000,) of torch.float32",
+    ),
+}
+
+
+@pytest.mark.parametrize("how", UNRESUMABLE)
+def test_a_state_from_which_no_run_can_go_on_is_refused(run, how):
+    change, text = UNRESUMABLE[how]
+    rewrite(Checkpoints(run / "checkpoints").files()[-1], change)
+    settings = {**RunFolder(run).settings(trust=[]), "resume": str(run)}
+    settings["train"]["images"] = 96
+    with pytest.raises(UserError) as error:
+        train.run(settings, folder=run, overrides=["train.images=96"])
+    assert "does not fit this run: " in str(error.value) and text in str(error.value)
 
 
 def test_commands_say_so_too(run, cli):
@@ -378,11 +402,3 @@ def test_settings_of_an_optimizer_in_a_checkpoint_are_not_used():
     state["param_groups"] = []
     with pytest.raises(ValueError, match="no learning rate"):
         trained.load_state_dict(state)
-
-
-def test_a_checkpoint_whose_optimizer_state_has_another_shape_is_refused(run, cli):
-    def change(state):
-        state["optimizers"]["generator"]["state"][0]["exp_avg"] = torch.ones(10**6)
-
-    rewrite(Checkpoints(run / "checkpoints").files()[-1], change)
-    refused(cli("train", f"resume={run}", "train.images=96"), "does not fit this run", "exp_avg is (1000000,)")

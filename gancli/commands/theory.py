@@ -22,13 +22,11 @@ from gancli.diagnostics.base import TrainedRun, diagnose
 from gancli.errors import Diverged, UserError, did_you_mean, require_at_least, require_between
 from gancli.files.atomic import atomic_write
 from gancli.files.user_paths import expand
-from gancli.game import PLAYERS
 from gancli.overrides import setting
 from gancli.reporting.html import render_page
 from gancli.theory import CHAPTERS
 from gancli.theory.base import DONE_FILE, MAX_SEEDS, Chapter, Experiment, read_done
 from gancli.training.run_folder import RunFolder
-from gancli.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 TITLE = "What the theory of GANs says, measured"
@@ -89,7 +87,6 @@ def diagnose_run(folder: Path, settings: Mapping[str, Any]) -> Path:
     trainer = train.assemble(trained, folder=run_folder)
     file, state = trainer.checkpoints.pick("last")
     train.load(trainer, state)
-    _require_finite(trainer, file)
     log.info("diagnosing %s by %s", file, ", ".join(settings["diagnostic"]))
     results = diagnose(TrainedRun(run_folder, trainer), train.diagnostics(settings["diagnostic"]))
     skipped = settings["diagnostic"].keys() - results.keys()
@@ -97,18 +94,6 @@ def diagnose_run(folder: Path, settings: Mapping[str, Any]) -> Path:
         log.info("skipped, as not defined for this run: %s", ", ".join(sorted(skipped)))
     log.info("results       %s", run_folder.theory)
     return run_folder.theory
-
-
-def _require_finite(trainer: Trainer, file: Path) -> None:
-    """Raises UserError where a weight or a statistic of the networks, read from `file`, is not finite."""
-    networks = [(player, trainer.game.network(player)) for player in PLAYERS]
-    for name, network in [*networks, ("ema", trainer.ema.network)]:
-        for key, value in network.state_dict().items():
-            if value.is_floating_point() and not value.isfinite().all():
-                raise UserError(
-                    f"{file}: {name}.{key} is not finite, so there is nothing to diagnose: the run diverged, or the "
-                    "file is damaged. Move the file away to diagnose the checkpoint before it"
-                )
 
 
 def _run_experiments(chapters: list[Chapter], folder: Path, settings: Mapping[str, Any]) -> None:

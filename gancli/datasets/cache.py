@@ -32,6 +32,7 @@ from gancli.datasets.files import ImageFiles, ZipImages, without_common_folders
 from gancli.datasets.unreadable import grouped, listed, reason_of
 from gancli.errors import UserError
 from gancli.files.atomic import atomic_write
+from gancli.files.user_paths import mark_cache
 
 try:
     import fcntl
@@ -66,7 +67,7 @@ def decode_cached(
 
     unreadable: leave such files out with a warning, or fail. Raises UserError, OSError.
     """
-    root.mkdir(parents=True, exist_ok=True)
+    mark_cache(root)
     content = {"decoding": asdict(decoding), "pictures": fingerprints(files, root)}  # renaming a key loses all caches
     folder = root / hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
     if not _is_complete(folder, decoding):

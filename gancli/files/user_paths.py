@@ -39,9 +39,7 @@ def cache_folder(setting: str | int | None, *, key: str) -> Path:
             return expand(setting, key=key)
         except SettingError as error:
             raise UserError(str(error)) from None  # `key` is complete
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG Base Directory Specification: a relative path there is to be ignored.
-    wanted = Path(base if os.path.isabs(base) else os.path.expanduser("~/.cache")) / "gancli"
+    wanted = _default_cache()
     if wanted in _substitutes:
         return _substitutes[wanted]
     reason = _why_not_writable(wanted) if wanted.is_absolute() else "there is no home folder"
@@ -54,6 +52,12 @@ def cache_folder(setting: str | int | None, *, key: str) -> Path:
         raise UserError(f"{key}=null: {where}, nor can a temporary folder ({error.strerror}); set {key}") from None
     log.warning("%s, and %s is used instead; set %s, or XDG_CACHE_HOME for all caches", where, folder, key)
     return _substitutes.setdefault(wanted, folder)
+
+
+def _default_cache() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    # The XDG Base Directory Specification: a relative path there is to be ignored.
+    return Path(base if os.path.isabs(base) else os.path.expanduser("~/.cache")) / "gancli"
 
 
 def _why_not_writable(folder: Path) -> str | None:
@@ -89,9 +93,12 @@ def mark_cache(folder: Path) -> None:
 
 
 def is_cache(folder: str | Path) -> bool:
-    """Whether `folder` was marked by `mark_cache`."""
+    """Whether `folder` is the default cache, or was marked by `mark_cache`."""
     try:
-        with open(expand(folder) / _TAG, "rb") as file:
+        path = expand(folder)
+        if path == _default_cache():
+            return True
+        with open(path / _TAG, "rb") as file:
             return file.read(len(_SIGNATURE)) == _SIGNATURE
     except (OSError, ValueError, UserError):
         return False

@@ -7,7 +7,6 @@ name is the number of images seen, so names sort by progress.
 from __future__ import annotations
 
 import logging
-import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,21 +23,24 @@ from gancli.training.position import Position
 log = logging.getLogger(__name__)
 _NAME = re.compile(r"images-(\d{12})\.pt")
 FORMAT = 2
-_OPTIMIZER = {"state": dict[int, dict[str, Any]], "param_groups": list[dict[str, Any]]}
-OUTLINE = {  # what every checkpoint holds (see `tensor_files`); parts of the run check their own values when they load
+OUTLINE = {  # what every checkpoint holds (see `tensor_files`)
     "format": int,
     "images": int,
     "step": int,
     "shape": list[int],  # of a sample
     "samples": int,  # of the data set
     "num_classes": int,  # that the generator takes
-    "threads": int,  # that the sums of a step were divided among
     "seconds": float,  # of training
-    "rollbacks": int,
-    "lr_factor": float,
     "generator": dict[str, Tensor],
     "discriminator": dict[str, Tensor],
     "ema": dict[str, Tensor],
+}
+_OPTIMIZER = {"state": dict[int, dict[str, Any]], "param_groups": list[dict[str, Any]]}
+_HEALTH = {"accuracy": float, "norms": list[float], "last": dict[str, float], "most": dict[str, float]}
+RESUME_OUTLINE = {  # and what a run needs besides, to go on; its parts check their own values when they load
+    "threads": int,  # that the sums of a step were divided among
+    "rollbacks": int,
+    "lr_factor": float,
     "optimizers": {"generator": _OPTIMIZER, "discriminator": _OPTIMIZER},
     "augment": dict[str, Tensor],
     "logging": {"sums": dict[str, tuple[float, float]], "latest": dict[str, float]},
@@ -49,7 +51,7 @@ OUTLINE = {  # what every checkpoint holds (see `tensor_files`); parts of the ru
         "best": float | None,
         "best_images": int,
         "healthy_images": int,
-        "health": {"accuracy": float, "norms": list[float], "last": dict[str, float], "most": dict[str, float]},
+        "health": _HEALTH,
     },
     "random": {
         "noise": Tensor,
@@ -60,7 +62,7 @@ OUTLINE = {  # what every checkpoint holds (see `tensor_files`); parts of the ru
     },
 }
 _LARGEST_SIDE = 2**16  # pixels
-_LARGEST = {"images": 2**60, "step": 2**60, "num_classes": 2**20, "rollbacks": 2**20, "threads": 1024}
+_LARGEST = {"num_classes": 2**20, "threads": 1024}
 
 
 class Checkpoints:
@@ -190,19 +192,26 @@ def read(file: Path) -> dict[str, Any]:
     return state
 
 
+def check_resumable(state: Mapping[str, Any]) -> None:
+    """Raises ValueError for the state of a checkpoint that a run cannot go on from, such as one of gancli 0.2.0."""
+    problem = tensor_files.misfit(state, RESUME_OUTLINE) or _first_beyond(state, threads=1, rollbacks=0, lr_factor=0)
+    if problem is not None:
+        raise ValueError(problem)
+
+
+def _first_beyond(state: Mapping[str, Any], **lowest: float) -> str | None:
+    """Returns the first of the named numbers that is below its lowest value, or too large for any run."""
+    beyond = (name for name, least in lowest.items() if not least <= state[name] <= _LARGEST.get(name, 2**63))
+    return next((f"{name}={state[name]}" for name in beyond), None)
+
+
 def _out_of_range(state: Mapping[str, Any]) -> str | None:
     """Returns which of the values, whose types are right, no run can have, or None."""
     shape = state["shape"]
     if len(shape) not in (1, 3) or not all(1 <= size <= _LARGEST_SIDE for size in shape):
         return f"shape={shape}"
-    for name, lowest in (("images", 0), ("step", 0), ("num_classes", 0), ("rollbacks", 0), ("threads", 1)):
-        if not lowest <= state[name] <= _LARGEST[name]:
-            return f"{name}={state[name]}"
-    for name in ("seconds", "lr_factor"):
-        if not 0 <= state[name] < math.inf:
-            return f"{name}={state[name]}"
     for network in ("generator", "discriminator", "ema"):
         weights = tensor_files.non_finite(state[network])
         if weights is not None:
             return f"{network}.{weights} is not finite, as after a divergence"
-    return None
+    return _first_beyond(state, images=0, step=0, samples=1, num_classes=0, seconds=0)

@@ -361,7 +361,8 @@ def settings_to_continue(
     if resume == "never":
         raise UserError(f"{folder.path} holds a run already; resume=auto continues it, or choose another hydra.run.dir")
     if resume == "auto":
-        saved = folder.settings(trust=[str(node["_target_"]).split(".")[0] for _, node in nodes(settings)])
+        packages = [str(node["_target_"]).split(".")[0] for _, node in nodes(settings)]
+        saved = folder.settings(trust=[*packages, "torch_fidelity"])  # only compared with what was typed
     else:
         saved = folder.settings(trust=settings["trust"])
         if not any(override.startswith("experiment=") for override in overrides):  # which sets everything

@@ -18,9 +18,10 @@ from gancli.distributed.signals import Request, Signals
 from gancli.errors import Diverged, SettingError, UserError, require_at_least, require_minutes
 from gancli.game import PLAYERS, Game
 from gancli.game_value import decision_threshold
+from gancli.overrides import typed
 from gancli.randomness import random_state, set_random_state
 from gancli.training import accumulation
-from gancli.training.checkpoint import Checkpoints
+from gancli.training.checkpoint import Checkpoints, check_resumable
 from gancli.training.ema import EMA
 from gancli.training.evaluation import PeriodicEvaluation
 from gancli.training.guard import Guard
@@ -332,15 +333,16 @@ class Trainer:
         raise UserError(
             f"{reason}.\n  Where the old ones lie somewhere else now, name that place: dataset.path=… or "
             "dataset.root=….\n  On other data only a new run can train, which may begin with these weights: "
-            f"gancli train init={self.checkpoints.folder.parent} …"
+            f"gancli train {typed('init', self.checkpoints.folder.parent)} …"
         )
 
     def load_state_dict(self, state: dict[str, Any], *, rollback: bool = False) -> None:
         """Goes on exactly where `state` was taken.
 
-        rollback: within one run, whose evaluations and time stay. Raises UserError, and what torch raises where the
-        state does not fit.
+        rollback: within one run, whose evaluations and time stay. Raises UserError, ValueError, and what torch raises
+        where the state does not fit.
         """
+        check_resumable(state)
         self._check_data(state)
         self.game.generator.load_state_dict(state["generator"])
         self.game.discriminator.load_state_dict(state["discriminator"])

@@ -110,7 +110,7 @@ def test_weights_that_are_not_finite_are_one_clear_error(cli, train):
     torch.save(state, file)
     result = cli("theory", "run=run")
     assert result.status == 2 and "Traceback" not in result.err
-    assert f"{file.name}: generator." in result.err and "is not finite" in result.err
+    assert f"{file.name} is skipped: " in result.err and "is not finite" in result.err
 
 
 @pytest.mark.parametrize(

@@ -138,9 +138,7 @@ def test_the_drawn_field_averages_over_instance_noise():
     assert field.evaluate().detach()[1].item() == pytest.approx(-0.05, abs=0.01)
 
 
-@pytest.mark.parametrize(
-    ("settings", "named"), [({"points": 15}, "points=15: at least 16"), ({"samples": 2}, "samples=2")]
-)
+@pytest.mark.parametrize(("settings", "named"), [({"points": 15}, "points=15: from 16"), ({"samples": 2}, "samples=2")])
 def test_bad_settings_are_named(settings, named):
     with pytest.raises(SettingError, match=f"^{named}"):
         saddle_point.PathAngle(**settings)

@@ -55,7 +55,7 @@ def test_the_accuracy_is_high_and_that_on_held_out_images(good, digits):
 
 def test_a_trained_classifier_is_read_from_the_cache(good, digits, cache, training_steps):
     again = Classifier(digits, device=CPU, cache=str(cache), **FEW)
-    assert not training_steps and len(list(cache.iterdir())) == 1
+    assert not training_steps and len(list(cache.glob("*.pt"))) == 1
     assert (again.hash, again.accuracy, again.name) == (good.hash, good.accuracy, "classifier")
     assert good.names_classes and not good.network.training
 
@@ -75,12 +75,12 @@ def test_other_data_or_settings_train_another_classifier(digits, tmp_path, train
     first = int(changed.train_indices[0])
     changed.labels[first] = (changed.labels[first] + 1) % 10
     assert trainings(changed) == 1
-    assert len(list(tmp_path.iterdir())) == 5
+    assert len(list(tmp_path.glob("*.pt"))) == 5
 
 
 def test_a_damaged_cache_file_is_trained_and_written_again(digits, tmp_path, training_steps):
     first = Classifier(digits, device=CPU, cache=str(tmp_path), images=256)
-    (file,) = tmp_path.iterdir()
+    (file,) = tmp_path.glob("*.pt")
     file.write_bytes(file.read_bytes()[:-300])
     again = Classifier(digits, device=CPU, cache=str(tmp_path), images=256)
     assert len(training_steps) == 2 and again.hash == first.hash

@@ -101,7 +101,7 @@ def test_features_of_real_samples_are_cached_and_those_of_generated_ones_are_not
     suite = MetricSuite({"fid": FID()}, digits, features=random, reference_count=50, cache=tmp_path)
     images, labels = digits.reference("holdout", 40)
     assert suite(suite.samples([to_unit(images)], labels))["fd_random"] > 0
-    assert [file.name for file in tmp_path.iterdir()] == [f"features-{suite.real.hash}-{random.hash}.pt"]
+    assert [file.name for file in tmp_path.glob("*.pt")] == [f"features-{suite.real.hash}-{random.hash}.pt"]
 
 
 def test_samples_are_rounded_as_they_would_be_saved(digits, random):

@@ -12,7 +12,7 @@ from typing import Any
 from gancli.errors import SettingError, UserError, did_you_mean
 
 TRUSTED = ("gancli.", "torch.optim.")
-KINDS = {  # the class that a node at each key must name, or one derived from it; * stands for a name
+KINDS = {  # the class that a node at each key must name, or one derived from it; * stands for any other name
     "device": "gancli.device.Runtime",
     "dataset": "gancli.datasets.base.Dataset",
     "prior": "gancli.priors.Prior",
@@ -76,7 +76,7 @@ def resolve(target: str, *, key: str) -> Any:
     module, _, name = str(target).rpartition(".")
     try:
         found = getattr(__import__(module, fromlist=[name]), name)
-    except (ImportError, ValueError):
+    except (ImportError, ValueError, RecursionError):
         raise UserError(
             f"{key}._target_={target}: no module {module or target}; is its folder on PYTHONPATH and the name right?"
         ) from None

@@ -32,6 +32,10 @@ RESUME_MUTABLE = (
     *("dataset.root", "dataset.path", "dataset.cache", "dataset.download"),  # where the data is
 )
 
+_READ_BY_COMMANDS = (  # settings that commands read themselves, besides the class that takes them
+    *("train.batch_size", "train.accumulate", "log.samples", "log.holdout", "evaluation.every", "evaluation.count"),
+)
+_KNOWN_TO_THE_RUN = {"latent_dim", "image_shape", "num_classes", "seed", "labelled"}  # and given besides the settings
 RUN_SCHEMA = {  # the types of a training's settings that belong to no section
     "seed": int,
     "conditional": bool,
@@ -76,8 +80,15 @@ def problems_of_run(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         node = found.get(name) if name and isinstance(found, Mapping) else found
         if name == "*" and not isinstance(found, Mapping):
             yield section, f"{section}: is to be a mapping of names to parts"
-        elif name != "*" and not (isinstance(node, Mapping) and "_target_" in node):
+        elif name == "*" and isinstance(found, Mapping):  # files are called by these names
+            wrong = [each for each in found if not re.fullmatch(r"\w+", str(each))]
+            yield from ((section, f"{section}.{each}: a name consists of letters, digits and _") for each in wrong)
+        elif not (isinstance(node, Mapping) and "_target_" in node):
             yield section, f"{key}: names no class; every run has this part"
+    for key in _READ_BY_COMMANDS:
+        section, _, name = key.partition(".")
+        if isinstance(settings.get(section), Mapping) and name not in settings[section]:
+            yield section, f"{key}: is missing"
     yield from problems(settings, RUN_SCHEMA)
 
 
@@ -127,6 +138,18 @@ def _misfits(key: str, node: Mapping[str, Any], target: Any) -> Iterator[str]:
             yield _misfit(f"{key}.{name}", value, hints[name])
         elif value == "" and str(node["_target_"]).startswith("gancli."):
             yield f"{key}.{name}='': is empty"
+    for name, parameter in parameters.items():
+        is_needed = parameter.default is parameter.empty and _is_plain(hints.get(name))
+        if is_needed and name not in {*node, *_KNOWN_TO_THE_RUN}:
+            yield f"{key}.{name}: is missing"
+
+
+def _is_plain(hint: Any) -> bool:
+    """Whether values of this type stand in YAML: numbers, texts, lists of them, and schedules."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType, list, tuple):
+        return all(_is_plain(each) for each in args if each is not ...)
+    return origin is typing.Literal or hint in (int, float, bool, str, types.NoneType, Schedule)
 
 
 def _misfit(key: str, value: Any, hint: Any) -> str:

@@ -20,6 +20,9 @@ from torch import Tensor
 from gancli.errors import SettingError, require_coordinate, require_positive
 from gancli.files.user_paths import expand
 
+_LARGEST_TABLE = 2**28  # bytes
+_LONGEST_FORMULA = 1_000  # characters
+_MOST_COMPONENTS = 1_000
 _TAIL = 1e-12  # probabilities are kept this far from 0 and 1, where some quantiles are infinite
 
 
@@ -127,6 +130,8 @@ class GaussianMixture(Distribution):
             )
         require_positive(stds=stds)
         require_coordinate(means=means, stds=stds)
+        if len(means) > _MOST_COMPONENTS:
+            raise SettingError(f"means: {len(means):,} components, at most {_MOST_COMPONENTS:,}")
         if min(weights) < 0 or sum(weights) <= 0:
             raise SettingError(f"weights={weights}: at least 0 each, and not all 0")
         self.means, self.stds, unnormalized = (
@@ -163,6 +168,8 @@ class Expression(Distribution):
         require_coordinate(low=low, high=high)
         if not low < high:
             raise SettingError(f"low={low}, high={high}: low must be below high")
+        if len(cdf) > _LONGEST_FORMULA:
+            raise SettingError(f"cdf={cdf[:40]}…: longer than {_LONGEST_FORMULA} characters")
         try:
             self.formula = _parse_formula(cdf)
         except ValueError as error:
@@ -202,14 +209,20 @@ class Table(Distribution):
 
     def __init__(self, *, path: str) -> None:
         file = expand(path, key="path")
+        if file.exists() and not file.is_file():
+            raise SettingError(f"path={path}: not readable as a table of numbers: it is no regular file")
+        if file.exists() and file.stat().st_size > _LARGEST_TABLE:
+            raise SettingError(f"path={path}: larger than {_LARGEST_TABLE:,} bytes; a part of the samples will do")
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # NumPy warns of empty files and too large numbers, errors below
                 table = np.load(file, allow_pickle=False) if file.suffix == ".npy" else np.loadtxt(file, delimiter=",")
+                if table.dtype.kind not in "iuf":
+                    raise ValueError(f"it holds {table.dtype}, not numbers")
                 values = np.sort(np.ravel(table).astype(np.float32)).astype(np.float64)
             if np.squeeze(table).ndim != 1:
                 raise ValueError(f"it has the shape {np.shape(table)}, not one column")
-        except (OSError, ValueError, EOFError) as error:
+        except (OSError, ValueError, EOFError, TypeError, MemoryError) as error:
             raise SettingError(f"path={path}: not readable as a table of numbers: {error}") from None
         if len(values) < 2 or not np.isfinite(values).all() or values[0] == values[-1]:
             raise SettingError(f"path={path}: needs at least two different, finite numbers")

@@ -5,12 +5,14 @@ the same command until it ends; its end must be that of an undisturbed run, tens
 and `sample` are started again until one ends. Every line of JSON must be whole, every picture readable, and no
 temporary file may stay anywhere.
 
-    python scripts/kill_and_resume.py --kills 20   # of each of the five; 40 minutes on two cores
+    python scripts/kill_and_resume.py --kills 20        # of each of the five; half an hour on two cores
+    python scripts/kill_and_resume.py --kills 5 sample  # of one
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -33,6 +35,13 @@ GANCLI = [sys.executable, "-m", "gancli"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29517", "-m", "gancli"]
 LENGTH = ["train.images=30_000", "checkpoint.every=1_000", "evaluation.every=10_000", "evaluation.count=200"]
 THREAD = "device.threads=1"
+COMMANDS = [
+    "cache",
+    "processes",
+    "train",
+    "evaluate",
+    "sample",
+]  # the first trains and decodes, the second has two ranks
 
 
 class Killer:
@@ -55,12 +64,15 @@ class Killer:
             process.wait(self.random.uniform(0.2 * seconds, seconds))
         except subprocess.TimeoutExpired:
             children = _children(process.pid)
-            if children and self.random.random() < 0.5:  # one rank is lost, and torchrun ends the others
-                os.kill(self.random.choice(children), signal.SIGKILL)
-            else:
-                os.killpg(process.pid, signal.SIGKILL)
+            one = self.random.choice(children) if children and self.random.random() < 0.5 else None
+            # Where one rank is lost, torchrun ends the other; else all are killed, as by the end of a machine.
+            for pid in [process.pid, *children] if one is None else [one]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             process.wait()
             return True
+        if process.returncode:
+            sys.exit(f"{' '.join(command)}: status {process.returncode}; see {self.work / 'log.txt'}")
         return False
 
 
@@ -92,8 +104,15 @@ def kill_training(
     return compare(undisturbed, killed) + broken_files(killer.work)
 
 
+def train_undisturbed(killer: Killer) -> None:
+    """Trains the run that is evaluated and sampled, if there is none yet."""
+    if not (killer.work / "undisturbed").exists():
+        killer.complete([*GANCLI, "train", *LENGTH, THREAD, "hydra.run.dir=undisturbed"])
+
+
 def kill_evaluation(killer: Killer, kills: int) -> list[str]:
     """Returns what is wrong with the evaluations of a run that were killed so often."""
+    train_undisturbed(killer)
     command = [*GANCLI, "evaluate", "run=undisturbed", THREAD, "metric=[fid,precision_recall]", "count=500"]
     seconds = killer.complete(command)
     rows = len((killer.work / "undisturbed" / "evaluations.jsonl").read_text().splitlines())
@@ -106,7 +125,8 @@ def kill_evaluation(killer: Killer, kills: int) -> list[str]:
 
 def kill_sampling(killer: Killer, kills: int) -> list[str]:
     """Returns what is wrong with a folder of samples that was replaced and killed so often."""
-    found = []
+    train_undisturbed(killer)
+    found = list[str]()
     command = [*GANCLI, "sample", "run=undisturbed", THREAD, "format=png", "count=400", "out=samples", "overwrite=true"]
     seconds = killer.complete(command)
     for _ in range(kills):
@@ -175,6 +195,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20, help="of each command")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("commands", nargs="*", choices=COMMANDS, default=COMMANDS, help="all, or some of them")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
@@ -182,18 +203,19 @@ def main() -> None:
         write_pictures(work / "pictures", 400)
         pictures = ["dataset=folder", "dataset.path=pictures", "dataset.resolution=16", f"dataset.cache={cache}"]
         kills, wrong = options.kills, False
-        for title, attempt in {
-            "train, building the cache": lambda: kill_training(
+        attempts: dict[str, Callable[[], list[str]]] = {
+            "cache": lambda: kill_training(
                 killer, kills, GANCLI, pictures, lambda: shutil.rmtree(cache, ignore_errors=True)
             ),
-            "train, two processes": lambda: kill_training(killer, kills, TORCHRUN, []),
+            "processes": lambda: kill_training(killer, kills, TORCHRUN, []),
             "train": lambda: kill_training(killer, kills, GANCLI, []),
             "evaluate": lambda: kill_evaluation(killer, kills),
             "sample": lambda: kill_sampling(killer, kills),
-        }.items():
-            found = attempt()
+        }
+        for name in options.commands:
+            found = attempts[name]()
             wrong = wrong or bool(found)
-            print(f"{title}: {kills} starts killed; wrong: {', '.join(found) or 'nothing'}", flush=True)
+            print(f"{name}: {kills} starts killed; wrong: {', '.join(found) or 'nothing'}", flush=True)
     sys.exit(wrong)
 
 

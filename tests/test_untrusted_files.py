@@ -120,6 +120,16 @@ SETTINGS = {
     "with a setting that nobody reads": (put("prior.evil", 1), "prior.evil: gancli.priors.Gaussian has no such"),
     "without a plain setting": (put("seed", ...), "seed: is missing"),
     "with a list as a group": (put("penalty", [1]), "penalty: is to be a mapping"),
+    "with a path as the name of a part": (
+        put("diagnostic", {"../evil": {"_target_": "gancli.diagnostics.behaviour.Behaviour"}}),
+        "diagnostic.../evil: a name consists of",
+    ),
+    "without a setting that its class asks for": (
+        put("metric.features._target_", "gancli.metrics.features.Registered"),
+        "metric.features.extractor: is missing",
+    ),
+    "without a setting that commands read": (put("log.samples", ...), "log.samples: is missing"),
+    "with a class in a thousand modules": (put("loss._target_", "gancli." + 3000 * "a."), "loss._target_=gancli.a."),
     "with a foreign class deep inside": (
         put("optimizer.generator.lr", {"_target_": "os.system", "command": "true"}),
         "optimizer.generator.lr._target_=os.system",
@@ -173,6 +183,9 @@ YAML = {
     "a Python object": ("a: !!python/object/apply:os.system [true]", "could not determine a constructor"),
     "no text": (b"\xff\xfe\x00", "codec"),
     "no YAML": ("{ a: ", "line 1"),
+    "a number as a key": ("1: 2\n", "a key is no text: int"),
+    "a date": ("a: 2024-01-05\n", "date"),
+    "a number of 6,000 digits": (f"a: 0x{6000 * 'f'}", "more than 64 bits"),
     "too much": ("a" * 2**21, "larger than"),
 }
 
@@ -198,8 +211,43 @@ def test_a_cache_that_a_run_folder_names_is_used_only_where_it_is_one(run, tmp_p
     alter(run, put("evaluation.cache", str(tmp_path / "victim")))
     assert RunFolder(run).settings(trust=[])["evaluation"]["cache"] is None
     assert "evaluation.cache=" in caplog.text and "is not used" in caplog.text
+    (tmp_path / "victim" / "CACHEDIR.TAG").write_text("Signature: 8a477f597d28d172789f06886806bc55\n# another's")
+    assert RunFolder(run).settings(trust=[])["evaluation"]["cache"] is None
+    (tmp_path / "victim" / "CACHEDIR.TAG").unlink()
     mark_cache(tmp_path / "victim")
     assert RunFolder(run).settings(trust=[])["evaluation"]["cache"] == str(tmp_path / "victim")
+
+
+LINKS = ["evaluations.jsonl", "train.log", ".lock", "checkpoints", "samples", "theory", ".hydra/config.yaml", ".hydra"]
+
+
+@pytest.mark.parametrize("name", LINKS)
+def test_nothing_is_written_through_a_link_in_a_run_folder(run, cli, tmp_path, name):
+    path, victim = run / name, tmp_path / "victim"
+    is_folder = name in ("checkpoints", "samples", "theory", ".hydra")
+    victim.mkdir() if is_folder else victim.write_text("mine")
+    path.parent.mkdir(exist_ok=True)
+    if path.exists():
+        path.rename(tmp_path / "away")
+    path.symlink_to(victim)
+    for words in (["evaluate", f"run={run}"], ["sample", f"run={run}"], ["train", f"resume={run}", "train.images=96"]):
+        refused(cli(*words), f"{run.name}/{name}: is a link")
+    assert not any(victim.iterdir()) if is_folder else victim.read_text() == "mine"
+
+
+def test_rows_and_records_of_odd_types_cost_nothing(run):
+    (run / "run.json").write_text('{"format": 1, "starts": [{"versions": []}]}')
+    with pytest.raises(UserError, match="written by gancli of an unknown version"):
+        RunFolder(run).settings(trust=[])
+    with open(run / "metrics.jsonl", "ab") as file:
+        file.truncate(2**40)  # a hole, which takes no room on the disk
+    assert [row["images"] for row in RunFolder(run).read_metrics()] == [16, 32, 48, 64]
+
+
+def test_a_generator_larger_than_the_memory_is_not_built(run, cli):
+    alter(run, put("network.generator.max_channels", 10**7))
+    alter(run, put("network.generator.channels", 10**7))
+    refused(cli("sample", f"run={run}"), "network.generator.channels=10000000: would take", "of memory")
 
 
 def test_a_run_folder_downloads_nothing(run):
@@ -253,8 +301,14 @@ def test_a_checkpoint_that_no_run_can_have_is_named(run, how, caplog):
 
 UNRESUMABLE = {
     "with a million threads": (put("threads", 10**6), "threads=1000000"),
+    "with a Python generator of negative numbers": (put("random.python", [3, 625 * [-1], None]), "does not fit"),
+    "with a learning rate beyond all numbers": (
+        put("optimizers.generator.param_groups.0.lr", 10**400),
+        "does not fit",
+    ),
     "with a broken random generator": (put("random.numpy", [1, 2]), "random.numpy: expected tuple"),
     "with a random generator that stands nowhere": (put("random.numpy.2", 10**6), "numpy's generator stands at"),
+    "with more steps than images": (put("step", 2**40), "images after"),
     "without what an older version did not store": (put("threads", ...), "threads: is missing"),
     "with a sum of no steps": (put("logging.sums.evil", [1.0, 0.0]), "logging: a sum of no steps"),
     "with a state of another shape": (
@@ -288,7 +342,9 @@ def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(run, cli):
     for file in [*Checkpoints(run / "checkpoints").files(), run / "metrics.jsonl", run / "run.json", run / "train.log"]:
         file.unlink(missing_ok=True)
         os.mkfifo(file)
-    refused(cli("sample", f"run={run}"), "is not a regular file", "no readable checkpoint")
+    refused(cli("sample", f"run={run}"), "is a link, a pipe or a device")
+    with pytest.raises(InvalidTensorFile, match="is not a regular file"):
+        tensor_files.read(Checkpoints(run / "checkpoints").files()[-1], {})
     folder = RunFolder(run)
     assert folder.read_metrics() == folder.starts() == [] and folder.last_log_line() == ""
 
@@ -332,6 +388,28 @@ def test_an_archive_that_torch_did_not_write_is_refused(tmp_path, change, text):
     change(file)
     with pytest.raises(InvalidTensorFile, match=text):
         tensor_files.read(file, {"a": torch.Tensor})
+
+
+def test_a_value_that_is_memory_alone_is_refused(tmp_path):
+    file = tmp_path / "file.pt"
+    torch.save({"a": _Huge()}, file)
+    assert file.stat().st_size < 2000
+    with pytest.raises(InvalidTensorFile, match="bytearray"):
+        tensor_files.read(file, {})
+
+
+class _Huge:
+    def __reduce__(self):
+        return (bytearray, (2**33,))
+
+
+def test_a_pickle_that_runs_code_is_refused_by_torch_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for legacy in (False, True):
+        torch.save({"a": Malicious()}, "file.pt", _use_new_zipfile_serialization=not legacy)
+        with pytest.raises(InvalidTensorFile, match="could run code"):
+            tensor_files.read(Path("file.pt"), {}, legacy=legacy)
+    assert not Path("executed").exists()
 
 
 def test_values_that_contain_each_other_a_billion_times_are_looked_at_once(tmp_path):

@@ -111,11 +111,11 @@ def _check_networks(settings: Mapping[str, Any], info: DatasetInfo, dim: int) ->
     for player in PLAYERS:
         given = settings["network"][player].items()
         sizes |= {f"network.{player}.{name}": value for name, value in given if isinstance(value, int)}
-    with _MemoryChecked(sizes):
+    with MemoryChecked(sizes):
         networks(settings, info.shape, info.num_classes or 0, dim)
 
 
-class _MemoryChecked(TorchFunctionMode):
+class MemoryChecked(TorchFunctionMode):
     """Raises UserError where the weights that are made, and their gradients, come to take more memory than there is.
 
     It does so before they are allocated. sizes: the settings of which the largest is named.

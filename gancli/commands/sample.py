@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gancli import config
 from gancli.build import build
+from gancli.commands.check_settings import MemoryChecked
 from gancli.device import Runtime
 from gancli.distributed.process_group import join_process_group
 from gancli.errors import UserError, did_you_mean, printable, require_at_least, require_memory
@@ -126,7 +127,10 @@ def load_generator(trained: dict[str, Any], state: dict[str, Any], prior: Prior,
     trained: the run's settings. weights: ema or raw. Raises UserError where they do not fit the checkpoint.
     """
     known = {"latent_dim": prior.dim, "image_shape": tuple(state["shape"]), "num_classes": state["num_classes"]}
-    generator = build(trained["network"]["generator"], key="network.generator", **known)
+    given = trained["network"]["generator"].items()
+    sizes = {f"network.generator.{name}": value for name, value in given if isinstance(value, int)}
+    with MemoryChecked({"prior.dim": prior.dim, **sizes}):
+        generator = build(trained["network"]["generator"], key="network.generator", **known)
     try:
         generator.load_state_dict(state["ema" if weights == "ema" else "generator"])
     except RuntimeError as error:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from gancli import __version__, config
 from gancli.commands import train
+from gancli.commands.check_settings import check_settings
 from gancli.diagnostics.base import TrainedRun, diagnose
 from gancli.errors import Diverged, UserError, did_you_mean, require_at_least, require_between
 from gancli.files.atomic import atomic_write
@@ -84,6 +85,7 @@ def diagnose_run(folder: Path, settings: Mapping[str, Any]) -> Path:
     trained = run_folder.settings(trust=settings["trust"])
     trained = {**trained, "device": settings["device"], "dataset": config.moved(trained["dataset"], settings["data"])}
     trained["evaluation"] = {**trained["evaluation"], "every": None}
+    check_settings(trained, resuming=True)
     trainer = train.assemble(trained, folder=run_folder)
     file, state = trainer.checkpoints.pick("last")
     train.load(trainer, state)

@@ -250,7 +250,7 @@ def load(trainer: Trainer, state: dict[str, Any]) -> None:
     """Puts the trainer where `state` was taken. Raises UserError where it does not fit."""
     try:
         trainer.load_state_dict(state)
-    except (RuntimeError, KeyError, ValueError, TypeError, UserError) as error:
+    except (RuntimeError, LookupError, ValueError, TypeError, OverflowError, UserError) as error:
         raise UserError(f"{trainer.checkpoints.path(state['images'])} does not fit this run: {error}") from None
 
 

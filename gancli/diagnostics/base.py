@@ -52,7 +52,7 @@ class TrainedRun:
 
     def series(self, name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Returns the images seen and the scalar `name`, (n,) each, of the n rows that have it."""
-        pairs = [(row["images"], row[name]) for row in self.rows if name in row]
+        pairs = [(row["images"], row[name]) for row in self.rows if isinstance(row.get(name), (int, float))]
         images, values = zip(*pairs, strict=True) if pairs else ((), ())
         return np.array(images, dtype=np.float64), np.array(values, dtype=np.float64)
 

@@ -118,6 +118,10 @@ def _check_archive(file: Path) -> None:
             raise InvalidTensorFile("is compressed, which a file of torch is not")
         if sum(entry.file_size for entry in entries) > size:
             raise InvalidTensorFile("states more content than the file holds")
+        for entry in entries:
+            if entry.filename.endswith(".pkl") and b"bytearray" in archive.read(entry):
+                raise InvalidTensorFile("asks for memory by the name bytearray, which no tensor needs")
+        # An entry that is marked as a folder is skipped, and torch would return whatever the memory held.
         damaged = archive.testzip() or next((entry.filename for entry in entries if entry.external_attr), None)
     if damaged is not None:
         raise InvalidTensorFile(f"is damaged in {damaged}")

@@ -11,7 +11,10 @@ from pathlib import Path
 from gancli.errors import SettingError, UserError
 
 log = logging.getLogger(__name__)
-_TAG, _SIGNATURE = "CACHEDIR.TAG", b"Signature: 8a477f597d28d172789f06886806bc55"
+_TAG = "CACHEDIR.TAG"
+_TAG_CONTENT = (  # the first line is the standard's, the second says that this one is gancli's
+    b"Signature: 8a477f597d28d172789f06886806bc55\n# Made by gancli, which computes again what is missing here.\n"
+)
 _substitutes = dict[Path, Path]()  # of this process: cache folder that cannot be written -> temporary folder
 
 
@@ -89,7 +92,7 @@ def mark_cache(folder: Path) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / _TAG).exists():
-        (folder / _TAG).write_bytes(_SIGNATURE + b"\n# Made by gancli, which computes again what is missing here.\n")
+        (folder / _TAG).write_bytes(_TAG_CONTENT)
 
 
 def is_cache(folder: str | Path) -> bool:
@@ -99,6 +102,6 @@ def is_cache(folder: str | Path) -> bool:
         if path == _default_cache():
             return True
         with open(path / _TAG, "rb") as file:
-            return file.read(len(_SIGNATURE)) == _SIGNATURE
+            return file.read(len(_TAG_CONTENT) + 1) == _TAG_CONTENT
     except (OSError, ValueError, UserError):
         return False

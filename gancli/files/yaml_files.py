@@ -39,12 +39,29 @@ def read_plain_yaml(file: Path) -> Any:
     if len(content) > _LARGEST:
         raise ValueError(f"larger than {_LARGEST} bytes")
     try:
-        return yaml.load(content.decode(), Loader=_Loader)
+        loaded = yaml.load(content.decode(), Loader=_Loader)
+        _require_plain(loaded)
+        return loaded
     except yaml.MarkedYAMLError as error:
         line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
         raise ValueError(f"{error.problem or error.context}{line}") from None
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         raise ValueError(str(error).splitlines()[0] if str(error) else type(error).__name__) from None
+
+
+def _require_plain(value: Any) -> None:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise ValueError(f"a key is no text: {type(key).__name__}")
+            _require_plain(item)
+    elif isinstance(value, list):
+        for item in value:
+            _require_plain(item)
+    elif isinstance(value, int) and abs(value) >= 2**63:
+        raise ValueError("a whole number has more than 64 bits")
+    elif value is not None and not isinstance(value, (str, bool, int, float)):
+        raise ValueError(f"a value is no text, number, true, false or null: {type(value).__name__}")
 
 
 def plain_yaml(content: Any) -> str:

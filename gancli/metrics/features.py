@@ -119,7 +119,7 @@ class Registered(Features):
     ) -> None:
         from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
-        self.check_settings(extractor=extractor)
+        self.check_settings(extractor=extractor, file=file)
         if dataset.shape[0] not in (1, 3):
             raise SettingError(f"extractor={extractor}: takes grey or RGB images, not {dataset.shape[0]} channels")
         kind = FEATURE_EXTRACTORS_REGISTRY[extractor]
@@ -148,13 +148,15 @@ class Registered(Features):
         self.resize = "as torch-fidelity's: bilinear of TensorFlow 1"
 
     @staticmethod
-    def check_settings(*, extractor: str, **_: Any) -> None:
-        """Raises SettingError for an extractor that torch-fidelity does not have."""
+    def check_settings(*, extractor: str, file: str | None = None, **_: Any) -> None:
+        """Raises SettingError for an extractor that torch-fidelity does not have, and for a file that is a path."""
         from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
         if extractor not in FEATURE_EXTRACTORS_REGISTRY:
             choices = ", ".join(sorted(FEATURE_EXTRACTORS_REGISTRY))
             raise SettingError(f"extractor={extractor}: torch-fidelity has {choices}")
+        if file is not None and Path(file).name != file:
+            raise SettingError(f"file={file}: a name in torch hub's folder; weights=… takes a path")
 
     @staticmethod
     def _find_weights(extractor: str, file: str, weights: str | None) -> Path:

@@ -43,6 +43,7 @@ except ImportError:  # not a POSIX system: two runs in one folder are then not t
 
 log = logging.getLogger(__name__)
 FORMAT = 2  # of the folder; 1 had no number
+_LARGEST_JSON, _LARGEST_ROWS = 2**26, 2**30  # bytes of a JSON file, and of rows that are read
 Row = dict[str, Any]
 _claims = dict[Path, IO[str]]()  # locks of this process for runs that have not begun
 
@@ -66,6 +67,20 @@ class RunFolder:
     def sample_grid(self, images: int) -> Path:
         """Returns the file of the sample grid after `images` images."""
         return self.samples / f"images-{images:012d}.png"
+
+    def check_files(self) -> None:
+        """Raises UserError where a file or folder of the run is a link, a pipe or a device.
+
+        The folder may come from elsewhere, and what is written to such a file would land in another place, or wait for
+        ever. The run folder itself may be a link.
+        """
+        folders = (self.checkpoints, self.samples, self.theory, self.path / ".hydra")
+        inside = [
+            path for folder in folders if folder.is_dir() and not folder.is_symlink() for path in folder.iterdir()
+        ]
+        for path in [*self.texts, self.path / ".lock", self.final_samples, *folders, *inside]:
+            if path.is_symlink() or (path.exists() and not path.is_file() and not path.is_dir()):
+                raise UserError(f"{path}: is a link, a pipe or a device; a run folder holds files and folders alone")
 
     def exists(self) -> bool:
         """Whether the folder holds a run."""
@@ -94,6 +109,7 @@ class RunFolder:
 
     def _lock(self) -> IO[str]:
         self.path.mkdir(parents=True, exist_ok=True)
+        self.check_files()
         file = open(self.path / ".lock", "a", encoding="utf-8")  # noqa: SIM115
         if fcntl is not None:
             try:
@@ -116,6 +132,7 @@ class RunFolder:
         torch, and classes of the packages in `trust`, each where its kind belongs; no file of weights that another
         package would load; and no folder to write to but a cache that is one already. Raises UserError.
         """
+        self.check_files()
         settings = self.read_config()
         self.check_format()
         if parts:
@@ -125,7 +142,7 @@ class RunFolder:
         ] + [
             f"{key}.weights={node['weights']} (a file that torch_fidelity loads)"
             for key, node in nodes(settings)
-            if node.get("weights") is not None and "torch_fidelity" not in trust
+            if isinstance(node.get("weights"), str) and "torch_fidelity" not in trust
         ]
         if foreign:
             raise UserError(
@@ -171,7 +188,9 @@ class RunFolder:
             return
         starts = record.get("starts")
         last = starts[-1] if isinstance(starts, list) and starts and isinstance(starts[-1], dict) else {}
-        version = last.get("versions", {}).get("gancli", "of an unknown version")
+        versions = last.get("versions")
+        version = versions.get("gancli") if isinstance(versions, dict) else None
+        version = version if isinstance(version, str) else "of an unknown version"
         raise UserError(
             f"{self.path}: written by gancli {version} in run folder format {found}; gancli {__version__} reads format "
             f"{FORMAT}. Use gancli {version} for this run, or train it anew."
@@ -281,7 +300,7 @@ class RunFolder:
 
 def _read_json(file: Path) -> Row:
     """Returns the object in a JSON file; an empty dict where the file is missing, damaged or holds something else."""
-    if not file.is_file():
+    if not file.is_file() or file.stat().st_size > _LARGEST_JSON:
         return {}
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
@@ -332,7 +351,8 @@ def _parse(line: bytes) -> Row | None:
 def _read(file: Path) -> list[Row]:
     if not file.is_file():  # a run without any
         return []
-    lines = file.read_bytes().splitlines()
+    with open(file, "rb") as opened:
+        lines = opened.read(_LARGEST_ROWS).splitlines()
     return [row for row in map(_parse, lines) if row is not None and "images" in row]
 
 

@@ -249,6 +249,8 @@ def resume(trainer: Trainer, folder: RunFolder, *, keep_threads: bool) -> bool:
 def load(trainer: Trainer, state: dict[str, Any]) -> None:
     """Puts the trainer where `state` was taken. Raises UserError where it does not fit."""
     try:
+        if state["images"] != state["step"] * trainer.step_images:
+            raise ValueError(f"{state['images']:,} images after {state['step']:,} steps of {trainer.step_images}")
         trainer.load_state_dict(state)
     except (RuntimeError, LookupError, ValueError, TypeError, OverflowError, UserError) as error:
         raise UserError(f"{trainer.checkpoints.path(state['images'])} does not fit this run: {error}") from None

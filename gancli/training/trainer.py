@@ -343,8 +343,6 @@ class Trainer:
         where the state does not fit.
         """
         check_resumable(state)
-        if state["step"] * self.step_images != state["images"]:
-            raise ValueError(f"{state['images']:,} images after {state['step']:,} steps of {self.step_images}")
         self._check_data(state)
         self.game.generator.load_state_dict(state["generator"])
         self.game.discriminator.load_state_dict(state["discriminator"])

@@ -8,7 +8,9 @@ import sys
 import zipfile
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -18,9 +20,12 @@ import gancli.commands.theory
 from gancli.build import KINDS, build, is_trusted
 from gancli.commands import train
 from gancli.config import compose
-from gancli.errors import InvalidTensorFile, UserError
+from gancli.diagnostics.base import TrainedRun
+from gancli.distributions import Expression, GaussianMixture, Table
+from gancli.errors import InvalidTensorFile, SettingError, UserError
 from gancli.files import tensor_files, yaml_files
 from gancli.files.user_paths import mark_cache
+from gancli.metrics.features import Registered
 from gancli.optimizers import ClippedRMSprop, ClippedSGD, OptimisticAdam, OptimisticSGD
 from gancli.training.checkpoint import Checkpoints
 from gancli.training.run_folder import RunFolder
@@ -480,3 +485,34 @@ def test_settings_of_an_optimizer_in_a_checkpoint_are_not_used():
     state["param_groups"] = []
     with pytest.raises(ValueError, match="no learning rate"):
         trained.load_state_dict(state)
+
+
+# Data
+
+
+def test_tables_and_formulas_are_bounded(tmp_path):
+    os.mkfifo(tmp_path / "pipe.csv")
+    with pytest.raises(SettingError, match="no regular file"):
+        Table(path=str(tmp_path / "pipe.csv"))
+    with open(tmp_path / "large.npy", "wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(SettingError, match="larger than"):
+        Table(path=str(tmp_path / "large.npy"))
+    np.save(tmp_path / "pairs.npy", np.zeros(9, dtype=[("a", "f4"), ("b", "f4")]))
+    with pytest.raises(SettingError, match="not numbers"):
+        Table(path=str(tmp_path / "pairs.npy"))
+    with pytest.raises(SettingError, match="longer than 1000 characters"):
+        Expression(cdf=" + ".join(2000 * ["x"]))
+    with pytest.raises(SettingError, match="50,000 components"):
+        GaussianMixture(means=50_000 * [0.0], stds=50_000 * [1.0])
+
+
+def test_the_name_of_a_file_of_weights_is_no_path():
+    with pytest.raises(SettingError, match=r"file=/x/w\.pth: a name"):
+        Registered.check_settings(extractor="inception-v3-compat", file="/x/w.pth")
+
+
+def test_a_series_has_the_rows_with_numbers():
+    rows = [{"images": 1, "loss": "text"}, {"images": 2, "loss": 0.5}, {"images": 3}]
+    images, values = TrainedRun.series(SimpleNamespace(rows=rows), "loss")
+    assert images.tolist() == [2.0] and values.tolist() == [0.5]

@@ -24,8 +24,9 @@ from gancli.errors import FeaturesUnavailable
 from gancli.files.user_paths import expand
 from gancli.reporting.streams import print_lines
 from gancli.training import cuda_graphs
+from gancli.training.continued_settings import settings_to_continue
 from gancli.training.logging import TrainingLogger
-from gancli.training.run_folder import RunFolder, settings_to_continue
+from gancli.training.run_folder import RunFolder
 from gancli.training.trainer import Trainer
 
 log = logging.getLogger(__name__)

@@ -31,10 +31,11 @@ from gancli.networks.base import share_batches
 from gancli.overrides import typed
 from gancli.randomness import Stream, seed_global_generators, seeded
 from gancli.training import cuda_graphs
+from gancli.training.continued_settings import settings_to_continue
 from gancli.training.health import Remedies
 from gancli.training.initial_weights import load_weights
 from gancli.training.logging import NullLogger
-from gancli.training.run_folder import RunFolder, settings_to_continue
+from gancli.training.run_folder import RunFolder
 from gancli.training.trainer import Trainer
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,6 @@ events.*             TensorBoard
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 import platform
@@ -29,12 +28,10 @@ from typing import IO, Any, cast
 
 from gancli import __version__, config
 from gancli.build import is_trusted, nodes
-from gancli.distributed.launch import was_restarted
 from gancli.errors import UserError
 from gancli.files.atomic import atomic_write, sweep
 from gancli.files.user_paths import is_cache
 from gancli.files.yaml_files import plain_yaml, read_plain_yaml
-from gancli.overrides import typed
 
 try:
     import fcntl
@@ -182,7 +179,7 @@ class RunFolder:
 
     def check_format(self) -> None:
         """Raises UserError where another version of gancli wrote the folder in another format."""
-        record = self._read_record()
+        record = _read_json(self.record)
         found = record.get("format", 1 if record else FORMAT)
         if found == FORMAT:
             return
@@ -236,7 +233,7 @@ class RunFolder:
 
     def starts(self) -> list[Row]:
         """Returns one row per start, oldest first; none where the file is missing or damaged."""
-        starts = self._read_record().get("starts", [])
+        starts = _read_json(self.record).get("starts", [])
         return [start for start in starts if isinstance(start, dict)] if isinstance(starts, list) else []
 
     def class_names(self) -> list[str]:
@@ -244,9 +241,6 @@ class RunFolder:
         starts = self.starts()
         names = starts[-1].get("classes") if starts else None
         return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []
-
-    def _read_record(self) -> Row:
-        return _read_json(self.record)
 
     def _write_starts(self, starts: list[Row]) -> None:
         atomic_write(self.record, json.dumps({"format": FORMAT, "starts": starts}, indent=2).encode())
@@ -363,62 +357,6 @@ def _keep(file: Path, wanted: Callable[[Row], bool]) -> None:
     kept = [line for line in lines if (row := _parse(line)) is not None and "images" in row and wanted(row)]
     if kept != lines:
         atomic_write(file, b"".join(kept))
-
-
-def settings_to_continue(
-    folder: RunFolder, settings: Mapping[str, Any], *, overrides: list[str]
-) -> tuple[dict[str, Any], bool]:
-    """Returns the settings to train by, and whether a run in `folder` is continued.
-
-    With `resume=<folder>` they are the run's own settings, with what `overrides` give on top. Compares texts only
-    and imports nothing that they name. Raises UserError where continuing would lose or mix up something.
-    """
-    resume, settings = str(settings["resume"]), dict(settings)
-    if not folder.exists():
-        return settings, False
-    if resume == "never" and was_restarted():
-        resume = "auto"  # the scheduler repeats the same command line
-    if resume == "never":
-        raise UserError(f"{folder.path} holds a run already; resume=auto continues it, or choose another hydra.run.dir")
-    if resume == "auto":
-        packages = [str(node["_target_"]).split(".")[0] for _, node in nodes(settings)]
-        saved = folder.settings(trust=[*packages, "torch_fidelity"])  # only compared with what was typed
-    else:
-        saved = folder.settings(trust=settings["trust"])
-        if not any(override.startswith("experiment=") for override in overrides):  # which sets everything
-            settings = _apply_overrides(saved, settings, overrides)
-    if settings.get("init") not in (None, saved.get("init")):
-        log.warning(
-            "init=%s: not used, since this run has begun already and goes on with its own weights", settings["init"]
-        )
-    settings["init"] = saved.get("init")
-    changed = config.differences(saved, settings)
-    if changed:
-        raise UserError(
-            f"{folder.path} was trained with other settings, so it cannot go on with these:\n  "
-            + "\n  ".join(changed)
-            + "\nUse the run's own settings, or start a new run in another hydra.run.dir; with "
-            f"{typed('init', folder.path)} it begins with the weights of this one."
-        )
-    return settings, True
-
-
-def _apply_overrides(saved: Mapping[str, Any], settings: Mapping[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """Returns the saved settings, with those of `settings` that `overrides` name."""
-    merged: dict[str, Any] = copy.deepcopy(dict(saved))
-    for override in overrides:
-        group, _, place = override.lstrip("+").partition("=")[0].partition("@")
-        *parents, last = (place or group.replace("/", ".")).split(".")
-        into, value = merged, settings
-        for name in parents:
-            child, below = into.get(name), value.get(name)
-            into[name] = child if isinstance(child, dict) else {}
-            into, value = into[name], below if isinstance(below, Mapping) else {}
-        if last in value:
-            into[last] = value[last]
-        else:
-            into.pop(last, None)
-    return merged
 
 
 def provenance() -> dict[str, str | None]:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from gancli import budget
 from gancli.build import KINDS, nodes, resolve
 from gancli.errors import UserError, did_you_mean
 from gancli.schedules import Schedule
@@ -42,6 +43,7 @@ RUN_SCHEMA = {  # the types of a training's settings that belong to no section
     "pack": int,
     "resume": str,
     "init": str | None,
+    "freeze": list[str],
     "objective": str | None,
     "trust": list[str],
 }
@@ -59,6 +61,7 @@ def compose(command: str, overrides: list[str]) -> dict[str, Any]:
     from hydra.core.global_hydra import GlobalHydra
     from omegaconf import OmegaConf
 
+    budget.register()
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
         settings: Any = OmegaConf.to_container(hydra.compose(command, overrides), resolve=True)

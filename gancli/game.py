@@ -30,7 +30,7 @@ class DiscriminatorOutput:
     """Samples and the logits that the discriminator computed for them, in one graph.
 
     inputs: (B, *shape), requiring grad. In a training step they are a leaf; in `Game.gradients` they are in one graph
-    with the generator. logits: (B,), at least float32.
+    with the generator. logits: (B,), or (B, K) of K heads, at least float32.
     """
 
     def __init__(self, inputs: Tensor, logits: Tensor) -> None:
@@ -47,13 +47,18 @@ class DiscriminatorOutput:
         """Whether `gradient` was computed already."""
         return self._gradient is not None
 
+    @property
+    def mean_logits(self) -> Tensor:
+        """The logits, (B,); of several heads, their mean."""
+        return mean_over_heads(self.logits)
+
     def gradient(self) -> Tensor:
-        """Returns d sum(logits) / d inputs, (B, *shape), differentiable; computed once.
+        """Returns d sum(mean_logits) / d inputs, (B, *shape), differentiable; computed once.
 
         Where the discriminator scores each sample on its own, row i is d logit_i / d input_i.
         """
         if self._gradient is None:
-            (self._gradient,) = torch.autograd.grad(self.logits.sum(), self.inputs, create_graph=True)
+            (self._gradient,) = torch.autograd.grad(self.mean_logits.sum(), self.inputs, create_graph=True)
         return self._gradient
 
 
@@ -154,7 +159,10 @@ class Game:
         return DiscriminatorOutput(inputs, self.discriminate(inputs, labels))
 
     def discriminate(self, samples: Tensor, labels: Tensor | None) -> Tensor:
-        """Returns D's logits (B,), at least float32, of `samples` (B, *shape), augmented, in one graph with them."""
+        """Returns D's logits of `samples` (B, *shape), augmented, in one graph with them.
+
+        They are (B,), or (B, K) of K heads, at least float32.
+        """
         draws = self.augment.draws_for(samples.shape[1:])
         if draws:
             uniform = self.stream.take(lambda count, rng: torch.rand(count, draws, generator=rng), len(samples))
@@ -187,6 +195,11 @@ class Game:
             player: list(torch.autograd.grad(value, self.weights[player], create_graph=True))
             for player, value in values.items()
         }
+
+
+def mean_over_heads(logits: Tensor) -> Tensor:
+    """Returns one logit per sample, (B,), of logits (B,) or, of K heads, (B, K)."""
+    return logits if logits.ndim == 1 else logits.mean(1)
 
 
 @contextmanager

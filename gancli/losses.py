@@ -1,4 +1,4 @@
-"""Adversarial losses, as functions of logits with one value per sample.
+"""Adversarial losses, as functions of logits with one value per logit.
 
 Notation: D = sigmoid(logit) and softplus(x) = log(1 + e^x), so that -log D = softplus(-logit) and
 -log(1 - D) = softplus(logit).
@@ -25,11 +25,11 @@ class Loss(ABC):
 
     @abstractmethod
     def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-        """Returns the discriminator's loss per sample, (B,), from logits (B,)."""
+        """Returns the discriminator's loss for each logit: (B,), or (B, K) of K heads."""
 
     @abstractmethod
     def generator(self, fake_logits: Tensor, real_logits: Tensor) -> Tensor:
-        """Returns the generator's loss per sample, (B,), from logits (B,)."""
+        """Returns the generator's loss for each logit: (B,), or (B, K) of K heads."""
 
     def optimal(self, real_density: Tensor, fake_density: Tensor) -> Tensor | None:
         """Returns the optimal discriminator's D(x) from the densities at x, elementwise; None without a closed form."""

@@ -48,8 +48,8 @@ class Roth(Penalty):
     def __call__(
         self, real: DiscriminatorOutput, fake: DiscriminatorOutput, game: Game, labels: Tensor | None
     ) -> Tensor:
-        at_real = real.logits.neg().sigmoid().square() * squared_norm(real.gradient())
-        return 0.5 * (at_real + fake.logits.sigmoid().square() * squared_norm(fake.gradient()))
+        at_real = real.mean_logits.neg().sigmoid().square() * squared_norm(real.gradient())
+        return 0.5 * (at_real + fake.mean_logits.sigmoid().square() * squared_norm(fake.gradient()))
 
 
 class WGANGP(Penalty):

@@ -61,7 +61,7 @@ class Simultaneous(Update):
         d loss_G / d fake_i = (d loss_G / d logit_i) * (d logit_i / d fake_i).
 
     D's own backward pass computes the last factor times d loss_D / d logit_i, which is then divided out; R2 computes it
-    exactly. Otherwise the gradient passes through D a second time.
+    exactly. Otherwise, and with logits of several heads, the gradient passes through D a second time.
 
     To be divided out, d loss_D / d logit_i must not vanish, as it does for the hinge loss beyond its margin. It is
     therefore kept at or above `min_ratio` of d loss_G / d logit_i: too small to change D's gradient, but far enough
@@ -78,7 +78,8 @@ class Simultaneous(Update):
         loss_d, grad_d_real, grad_d_fake = _discriminator_loss(game, real.logits, fake.logits)
         loss_g, grad_g_fake = _generator_loss(game, fake.logits, real.logits)
         values, penalty = _penalties(game, real, fake, labels, step=step, progress=progress)
-        rescale = self._can_rescale(game, values) and not fake.has_gradient
+        one_head = fake.logits.ndim == 1
+        rescale = one_head and self._can_rescale(game, values) and not fake.has_gradient
         if rescale:
             minimum = (self.min_ratio * grad_g_fake.abs()).clamp(min=torch.finfo(grad_g_fake.dtype).tiny)
             grad_d_fake = torch.where(grad_d_fake.abs() < minimum, minimum, grad_d_fake)
@@ -88,7 +89,7 @@ class Simultaneous(Update):
             # Only such penalties depend on the generator's weights; the logits are of detached samples.
             weights = weights + game.weights["generator"]
 
-        if game.per_sample and fake.has_gradient:
+        if one_head and game.per_sample and fake.has_gradient:
             grad_images = _per_sample(grad_g_fake, images) * fake.gradient().detach()
             backward(outputs, grad_outputs, inputs=weights)
         elif rescale:
@@ -104,8 +105,8 @@ class Simultaneous(Update):
             players=("discriminator", "generator"),
             losses={"discriminator": loss_d, "generator": loss_g},
             penalties=values,
-            real_logits=real.logits.detach(),
-            fake_logits=fake.logits.detach(),
+            real_logits=real.mean_logits.detach(),
+            fake_logits=fake.mean_logits.detach(),
         )
 
     @staticmethod
@@ -142,8 +143,8 @@ class Alternating(Update):
                 players=("discriminator",),
                 losses={"discriminator": loss_d},
                 penalties=values,
-                real_logits=real.logits.detach(),
-                fake_logits=fake.logits.detach(),
+                real_logits=real.mean_logits.detach(),
+                fake_logits=fake.mean_logits.detach(),
             )
 
         images = game.generate(len(samples), labels)
@@ -181,7 +182,7 @@ class Extragradient(Simultaneous):
 
 
 def _discriminator_loss(game: Game, real_logits: Tensor, fake_logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the discriminator's mean loss and its gradients with respect to the real and fake logits, (B,) each."""
+    """Returns the discriminator's mean loss and its gradients with respect to the real and fake logits."""
     real, fake = real_logits.detach().requires_grad_(), fake_logits.detach().requires_grad_()
     value = game.loss.discriminator(real, fake).mean()
     grad_real, grad_fake = grad(value, (real, fake))
@@ -189,7 +190,7 @@ def _discriminator_loss(game: Game, real_logits: Tensor, fake_logits: Tensor) ->
 
 
 def _generator_loss(game: Game, fake_logits: Tensor, real_logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the generator's mean loss and its gradient with respect to the fake logits, (B,)."""
+    """Returns the generator's mean loss and its gradient with respect to the fake logits."""
     fake = fake_logits.detach().requires_grad_()
     value = game.loss.generator(fake, real_logits.detach()).mean()
     return value.detach(), grad(value, fake)[0]
@@ -223,7 +224,7 @@ def _backward_arguments(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Returns the outputs and their gradients for one backward pass through D and the penalty.
 
-    real, fake: logits (B,) and the loss gradients with respect to them, (B,).
+    real, fake: logits and the loss gradients with respect to them, (B,) or (B, K).
     """
     pairs = [real, fake] if penalty is None else [real, fake, (penalty, torch.ones_like(penalty))]
     return [output for output, _ in pairs], [gradient for _, gradient in pairs]

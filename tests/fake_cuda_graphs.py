@@ -14,6 +14,18 @@ WAITS = {"aten::_local_scalar_dense", "aten::item", "aten::nonzero", "aten::equa
 FROM_HOST = {"aten::lift_fresh"}  # torch.tensor(number): on a GPU a copy that waits
 
 
+class Waits(TorchDispatchMode):
+    """Writes down each operation for which the host would wait on a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names += {func.name().partition(".")[0]} & (WAITS | FROM_HOST)
+        return func(*args, **(kwargs or {}))
+
+
 class Tracer(TorchDispatchMode):
     """Writes down each operation with the very tensors that it took and gave; numbers are as they were.
 

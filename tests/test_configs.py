@@ -25,7 +25,7 @@ GROUPS = sorted(p.name for p in config_dir().iterdir() if p.is_dir() and p.name 
 FILES = sorted(str(p.relative_to(config_dir())) for p in config_dir().rglob("*.yaml"))
 NEEDED = {  # values that a user must give, and data sets that a test must not download
     "dataset/folder.yaml": ["dataset.path=nowhere"],
-    "experiment/folder64.yaml": ["dataset.path=nowhere"],
+    "experiment/photos.yaml": ["dataset.path=nowhere"],
     "distribution/expression.yaml": ["dataset.distribution.cdf='1/(1+exp(-x))'"],
     "distribution/table.yaml": ["dataset.distribution.path=nowhere"],
 }
@@ -156,6 +156,8 @@ def test_every_experiment_trains_for_a_few_steps(name, cli, pictures):
     small = [word for word in TINY if not word.startswith(("network", "prior", "train"))]
     if images:
         small += ["network.generator.channels=8", "network.discriminator.channels=8", "train.batch_size=16"]
+    else:
+        small += ["log.pictures=100_000"]  # a plot of points takes longer than a step
     size = 16 if images else settings["train"]["batch_size"]
     small += ["train.minutes=null", f"train.images={3 * size}", "hydra.run.dir=run"]
     result = cli("train", f"experiment={name}", *extra, *small)
@@ -166,7 +168,7 @@ def test_every_experiment_trains_for_a_few_steps(name, cli, pictures):
 def test_an_experiment_without_its_penalties(cli):
     """What it says of them is of no use then; what is typed of a penalty that is not there is a mistake."""
     words = ["train", "experiment=gaussian_ring", "penalty=none", "train.images=256", "evaluation.every=null"]
-    result = cli(*words, "device=cpu", "hydra.run.dir=run")
+    result = cli(*words, "log.pictures=100_000", "device=cpu", "hydra.run.dir=run")
     assert result.status == 0, result.err
     refused = cli(*words, "penalty.r1.weight=1.0")
     assert refused.status == 2 and "penalty.r1.weight=1.0: nothing reads this setting" in refused.err

@@ -9,7 +9,7 @@ import gancli
 PACKAGE = Path(gancli.__file__).parent
 ROOMS = [  # each imports from those before it only
     *("__init__", "errors", "files", "overrides", "randomness", "schedules", "distributed", "progress"),
-    *("build", "config", "device"),
+    *("build", "budget", "config", "device"),
     *("distributions", "priors", "losses", "augment", "networks", "datasets", "metrics"),
     *("game", "game_value", "penalties", "updates", "optimizers", "reporting", "training", "diagnostics", "theory"),
     *("commands", "cli", "__main__"),

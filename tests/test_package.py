@@ -37,7 +37,7 @@ def test_the_wheel_carries_every_yaml_and_nothing_else(wheel):
 
 
 @pytest.mark.slow
-def test_the_wheel_trains_from_another_folder(wheel, tmp_path):
+def test_the_wheel_trains_from_another_folder_and_imports_what_it_uses(wheel, tmp_path):
     from conftest import TINY
 
     site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
@@ -45,7 +45,11 @@ def test_the_wheel_trains_from_another_folder(wheel, tmp_path):
         archive.extractall(site)
     elsewhere.mkdir()
     environment = os.environ | {"PYTHONPATH": str(site)}
-    code = f"import gancli; assert gancli.__file__.startswith({str(site)!r}); from gancli.cli import main; main()"
+    code = (
+        f"import gancli, sys; assert gancli.__file__.startswith({str(site)!r}); from gancli.cli import main\n"
+        "try: main()\n"
+        "finally: assert not {'torchvision', 'sklearn', 'matplotlib'} & set(sys.modules)"
+    )
     command = [sys.executable, "-c", code, "train", *TINY, "hydra.run.dir=run"]
     done = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -265,6 +265,45 @@ def test_hinge_gives_the_generator_a_gradient_beyond_the_discriminators_margin(s
     assert_close(grads(game.discriminator), grads_d)
 
 
+class TwoHeads(Discriminator):
+    """Logits (B, 2) of two networks."""
+
+    def __init__(self) -> None:
+        super().__init__(image_shape=SHAPE)
+        self.networks = nn.ModuleList(DCGANDiscriminator(image_shape=SHAPE, **SMALL) for _ in range(2))
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        return torch.stack([network(x) for network in self.networks], 1)
+
+
+@pytest.mark.parametrize("penalties", ["none", "r1", "r1+r2"])
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.__name__)
+def test_the_loss_of_several_heads_is_the_mean_of_theirs(loss: type[Loss], penalties: str) -> None:
+    torch.manual_seed(3)
+    generator, discriminator = DCGANGenerator(latent_dim=LATENT, image_shape=SHAPE, **SMALL), TwoHeads()
+    game = game_of(generator, discriminator, loss(), PENALTIES[penalties])
+    samples, _ = batch()
+    noise = torch.randn(BATCH, LATENT, generator=seeded("noise"))
+    images = copy.deepcopy(generator)(noise)
+    found = simultaneous(game, samples)
+
+    real, fake = samples.requires_grad_(), images.detach().requires_grad_()
+    logits = [[network(side) for network in discriminator.networks] for side in (real, fake)]
+    of_d = sum(game.loss.discriminator(*pair).mean() for pair in zip(*logits, strict=True)) / 2
+    of_g = sum(game.loss.generator(b, a.detach()).mean() for a, b in zip(*logits, strict=True)) / 2
+    (at_images,) = torch.autograd.grad(of_g, fake, retain_graph=True)
+    for penalty, side, heads in (("r1", real, logits[0]), ("r2", fake, logits[1])):
+        if penalty in game.penalties:
+            (slope,) = torch.autograd.grad(sum(heads).sum() / 2, side, create_graph=True)
+            one = game.penalties[penalty]
+            of_d = of_d + one.factor(0.0) * 0.5 * slope.flatten(1).square().sum(1).mean()
+    assert_close(grads(discriminator), list(torch.autograd.grad(of_d, list(discriminator.parameters()))))
+    expected = torch.autograd.grad(game.generator(noise), list(generator.parameters()), at_images)
+    assert_close(grads(generator), list(expected))
+    assert found.real_logits is not None
+    torch.testing.assert_close(found.real_logits, sum(logits[0]) / 2)
+
+
 class CountBackward(torch.autograd.Function):
     """Identity that counts how many gradients pass through it."""
 

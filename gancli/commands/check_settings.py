@@ -73,7 +73,7 @@ def check_settings(settings: Mapping[str, Any], *, world_size: int = 1, resuming
         errors += check_combination(settings, penalties, update, info, parts=parts)
     if info is not None and augment is not None:
         attempt("augment", lambda: augment.draws_for(info.shape))
-    if info is not None and prior is not None and not broken & {"pack", "conditional"}:
+    if info is not None and prior is not None and not broken & {"pack", "conditional", "freeze"}:
         # A pack that is refused already must not hide what else is wrong with the networks.
         pack = 1 if settings["conditional"] else max(settings["pack"], 1)
         chosen = {**settings, "pack": pack}

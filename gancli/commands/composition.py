@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from gancli import budget
 from gancli.config import config_dir
 from gancli.errors import UserError
 
@@ -78,6 +79,7 @@ def compose(command: str, overrides: list[str], *, more: Path | None = None, res
     words = ["hydra/help=doctor"] if command == "doctor" else []
     words += [f"hydra.searchpath=['file://{more.absolute()}']"] if more else []
     words += overrides
+    budget.register()
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
         config = hydra.compose(name, words, return_hydra_config=True)

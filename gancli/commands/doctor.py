@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import sys
@@ -35,7 +36,7 @@ TIMED_SECONDS = 6.0  # least duration of the steps that are timed
 _YEAR = 365.25 * 24 * 3600
 MIN_STEPS = 2  # least number of them
 MAX_IMPORT_SECONDS = 10.0  # that a first assembly may take longer than a second one
-DIAGNOSED_ROWS = 100  # of the log when diagnostics are timed
+DIAGNOSED_ROWS = 100  # of the log when diagnostics are measured, unless the run writes fewer
 _UNINFORMATIVE = ("_target_", "submitit_folder", "name", "stderr_to_stdout", "max_num_timeout")  # launcher settings
 
 
@@ -56,19 +57,19 @@ class Costs:
         logger = trainer.logger
         assert isinstance(logger, TrainingLogger)
         steps = math.ceil(images / trainer.step_images)
-        images = steps * trainer.step_images
-
-        def count(every: int | None) -> int:
-            """Returns how often a step reaches or passes a multiple of `every` images, or is the last one."""
-            return min(steps, math.ceil(images / every)) if every else 0
-
         return (
             self.step * steps
-            + self.row * count(logger.every)
-            + self.evaluation * count(trainer.evaluation.every)
-            + self.checkpoint * count(trainer.checkpoints.every)
-            + self.picture * (min(steps, images // logger.pictures) + 1)
+            + self.row * _count(logger.every, trainer, images)
+            + self.evaluation * _count(trainer.evaluation.every, trainer, images)
+            + self.checkpoint * _count(trainer.checkpoints.every, trainer, images)
+            + self.picture * (min(steps, steps * trainer.step_images // logger.pictures) + 1)
         )
+
+
+def _count(every: int | None, trainer: Trainer, images: int) -> int:
+    """Returns how often a step of a run of `images` images reaches a multiple of `every` images, or is the last one."""
+    steps = math.ceil(images / trainer.step_images)
+    return min(steps, math.ceil(steps * trainer.step_images / every)) if every else 0
 
 
 def run(
@@ -99,7 +100,7 @@ def run(
         return {}
     speed = trainer.step_images / costs.step
     _report("speed", f"{speed:,.0f} images/s, {costs.step:.2g} s a step of {trainer.step_images} images")
-    _report("memory", f"{_peak_memory()} at its peak")
+    _report("memory", f"{_peak_memory(trainer.game.stream.device)} at its peak")
     seconds = _report_length(trainer, costs)
     _report_metrics(trainer, costs)
     _report_launcher(launcher, sweeper, runs, seconds=seconds, processes=trainer.process_group.world_size)
@@ -120,6 +121,7 @@ def _assemble(settings: Mapping[str, Any], folder: RunFolder) -> tuple[Trainer, 
 
     The trainer is assembled twice. The first time includes imports, and decoding images and training a classifier,
     which a later run reads from a cache; so the second time counts, plus what imports can have added to the first.
+    The peak of the GPU's memory counts from the second time too.
     """
     # After so few steps the health monitor would react to the start of the training.
     settings = {**settings, "health": {**settings["health"], "action": "warn"}}
@@ -130,7 +132,9 @@ def _assemble(settings: Mapping[str, Any], folder: RunFolder) -> tuple[Trainer, 
         log.warning("metrics       %s", error)
         settings = {**settings, "evaluation": {**settings["evaluation"], "every": None}}
         train.assemble(settings, folder=folder)
-    first, began = time.monotonic() - began, time.monotonic()
+    first = time.monotonic() - began
+    _forget_peak_memory()
+    began = time.monotonic()
     with _messages_suppressed():
         trainer = train.assemble(settings, folder=folder)
     return trainer, min(first, time.monotonic() - began + MAX_IMPORT_SECONDS)
@@ -154,9 +158,10 @@ def _measure(trainer: Trainer, folder: RunFolder, diagnostics: Mapping[str, Any]
     start: seconds until the trainer was assembled.
     """
     group, logger = trainer.process_group, trainer.logger
-    length, minutes = trainer.length, trainer.minutes
+    length, minutes, diagnosed = trainer.length, trainer.minutes, DIAGNOSED_ROWS
     trainer.length = trainer.minutes = None  # schedules stay at their start, however short the run
     if isinstance(logger, TrainingLogger):
+        diagnosed = diagnosed if length is None else min(diagnosed, _count(logger.every, trainer, length))
         every, pictures = logger.every, logger.pictures
         logger.every = logger.pictures = sys.maxsize
     trainer.saved_images = -1
@@ -189,9 +194,9 @@ def _measure(trainer: Trainer, folder: RunFolder, diagnostics: Mapping[str, Any]
     logger.close(trainer.position)
     end = 0.0
     if group.is_main_process:
-        last = folder.read_metrics()[-1]
-        for _ in range(DIAGNOSED_ROWS):
-            folder.append_metrics(last)
+        rows = folder.read_metrics()
+        for _ in range(diagnosed - len(rows)):
+            folder.append_metrics(rows[-1])
         log.info("measuring diagnostics")
         began = time.monotonic()
         diagnose(TrainedRun(folder, trainer), train.diagnostics(diagnostics))
@@ -218,14 +223,23 @@ def _time_second_call(function: Callable[[], Any]) -> float:
     return time.monotonic() - began
 
 
-def _peak_memory() -> str:
+def _forget_peak_memory() -> None:
+    """Frees what nobody uses, such as a trainer, which refers to itself; the GPU's peak counts from here on."""
+    gc.collect()
     if torch.cuda.is_available():
-        return f"{torch.cuda.max_memory_allocated() / 2**30:.2f} GiB on the GPU"
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _peak_memory(device: torch.device) -> str:
+    """Returns the most memory that the run took, in words: of the GPU, tensors alone; else of the whole process."""
+    if device.type == "cuda":
+        return f"{torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB on the GPU"
     try:
         import resource
     except ImportError:  # not a POSIX system
         return "not known"
-    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB"
+    unit = 1 if sys.platform == "darwin" else 2**10  # bytes of what the system counts in
+    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.2f} GiB"
 
 
 def _report_length(trainer: Trainer, costs: Costs) -> float:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gancli import config
-from gancli.build import build
+from gancli.build import build, is_trusted, nodes, resolve
 from gancli.commands.sample import generate, load_generator, noise_rows
 from gancli.datasets.base import Dataset
 from gancli.datasets.folder import ImagesToMeasure
@@ -24,6 +24,7 @@ from gancli.files.user_paths import cache_folder, expand
 from gancli.metrics.base import Number, Samples, reference_samples
 from gancli.metrics.memorisation import nearest_images
 from gancli.metrics.suite import MetricSuite, build_suite
+from gancli.networks.base import Discriminator
 from gancli.progress import progress
 from gancli.reporting import image_grids
 from gancli.reporting.html import Table
@@ -48,7 +49,7 @@ SCHEMA = {
     "batch_size": int,
     "trust": list[str],
 }
-_RANDOM_FEATURES = {"_target_": "gancli.metrics.features.Random"}  # where neither the user nor a run chose any
+_AUTO_FEATURES = {"_target_": "gancli.metrics.features.Auto"}  # where neither the user nor a run chose any
 
 
 def run(settings: dict[str, Any], *, overrides: Sequence[str] = ()) -> None:
@@ -154,7 +155,9 @@ def _measure_run(
         raise UserError(f"checkpoint={settings['checkpoint']}: none in {folder.checkpoints} can be read")
     dataset = build(config.moved(trained["dataset"], settings["data"]), key="dataset")
     features = trained.get("metric", {}).get("features")  # as in the evaluations during training, to compare with
-    suite = _suite(settings, dataset, runtime, features=features, labelled=bool(first[1]["num_classes"]))
+    against = _discriminator(folder, trust=settings["trust"])
+    labelled = bool(first[1]["num_classes"])
+    suite = _suite(settings, dataset, runtime, features=features, labelled=labelled, discriminator=against)
     log.info("%s: %s", folder.path, _describe(suite))
     for row in _measure_real(suite, settings["count"]):
         yield row, suite.numbers
@@ -177,6 +180,15 @@ def _measure_run(
             _write_nearest_images(folder.samples / f"neighbours-{file.stem}.png", samples, suite)
 
 
+def _discriminator(folder: RunFolder, *, trust: list[str]) -> type[Discriminator] | None:
+    """Returns the class of the run's discriminator, None where it may not be imported; no number needs it."""
+    known = dict(nodes(folder.read_config()))
+    node = known.get("network.discriminator")
+    if node is None or not is_trusted(node, trust):
+        return None
+    return resolve(node["_target_"], key="network.discriminator")  # type: ignore[no-any-return]
+
+
 def _row(of: str, values: Mapping[str, float], suite: MetricSuite) -> Row:
     """Returns a row of the table: of what it is, its numbers, and how they were obtained."""
     row: Row = {"of": of, "values": values, **suite.protocol()}
@@ -196,17 +208,19 @@ def _suite(
     *,
     features: Mapping[str, Any] | None,
     labelled: bool,
+    discriminator: type[Discriminator] | None = None,
 ) -> MetricSuite:
     """Builds the metrics that apply. features: the extractor's node where the user chose none."""
     names = settings["metric"].keys() - {"features"}
     suite = build_suite(
-        {"features": features or _RANDOM_FEATURES, **settings["metric"]},
+        {"features": features or _AUTO_FEATURES, **settings["metric"]},
         dataset,
         labelled=labelled,
         device=runtime.device,
         cache=cache_folder(settings["cache"], key="cache"),
         reference=settings["reference"],
         reference_count=settings["reference_count"] or len(dataset),
+        discriminator=discriminator,
     )
     if suite is None:
         raise UserError(
@@ -285,11 +299,9 @@ def _describe(suite: MetricSuite) -> str:
 
 def _write_nearest_images(file: Path, samples: Samples, suite: MetricSuite) -> None:
     images, headings = nearest_images(samples, suite.real, suite.dataset)
-    count, columns = images.shape[:2]
-    cells = images.flatten(0, 1).permute(0, 2, 3, 1).numpy()
     file.parent.mkdir(exist_ok=True)
-    image_grids.write_png(file, image_grids.grid(cells, columns=columns, headings=headings))
-    log.info("%d samples, drawn at random, beside their nearest images: %s", count, file)
+    image_grids.write_png(file, image_grids.table(images, headings=headings))
+    log.info("%d samples, drawn at random, beside their nearest images: %s", len(images), file)
 
 
 def _write_to_tensorboard(folder: RunFolder, row: Row) -> None:

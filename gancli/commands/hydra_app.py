@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gancli import budget
 from gancli.commands.hydra_callbacks import undo_start
 from gancli.distributed.launch import process_info
 from gancli.errors import Collapsed, Diverged, ProcessLost, UserError
@@ -117,11 +118,14 @@ def run_command(work: Work, cfg: DictConfig) -> float | None:
     chosen_none: dict[str, Any] = {
         word.removesuffix("=[]"): {} for word in hydra.overrides.task if word.endswith("=[]")
     }
+    budget.register()
     settings: Any = chosen_none | OmegaConf.to_container(cfg, resolve=True)  # type: ignore[operator]
     if hydra.job.chdir:
         os.chdir(hydra.runtime.cwd)  # paths stay relative to where the command was typed
     sweep = hydra.mode == RunMode.MULTIRUN
     log.info("%s", _first_line(hydra, settings))
+    if (chosen := budget.chosen(cfg)) is not None:
+        log.info("%s", chosen)
     try:
         return work(settings, hydra)
     except (UserError, Diverged, OSError) as error:
@@ -192,7 +196,10 @@ def _first_line(hydra: Any, settings: Mapping[str, Any]) -> str:
     """Returns what the command is about to do, for the seconds that it takes to import torch."""
     command, parts = hydra.runtime.choices["hydra/help"], list[str]()
     if command in ("train", "doctor") and settings["resume"] in ("never", "auto"):  # else the settings are the run's
-        chosen = {group: hydra.runtime.choices[group] for group in ("experiment", "dataset", "network", "loss")}
+        choices = hydra.runtime.choices
+        chosen = {group: choices[group] for group in ("experiment", "dataset", "network", "loss")}
+        players = ("network/generator", "network/discriminator")
+        chosen |= {group: choices[group] for group in players if choices.get(group) != choices["network"]}
         parts.append(" ".join(f"{group}={choice}" for group, choice in chosen.items() if choice))
     if command == "train":
         parts.append(f"run folder {os.path.relpath(hydra.runtime.output_dir)}")

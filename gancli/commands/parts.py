@@ -20,6 +20,7 @@ from gancli.optimizers import require_ranges
 from gancli.randomness import seeded
 from gancli.schedules import at
 from gancli.training.ema import EMA
+from gancli.training.frozen_weights import freeze
 from gancli.training.scheduled_optimizer import ScheduledOptimizer
 
 T = TypeVar("T")
@@ -29,13 +30,18 @@ _STATISTICS_SAMPLES = 1024
 def networks(
     settings: Mapping[str, Any], shape: tuple[int, ...], num_classes: int, latent_dim: int
 ) -> tuple[Generator, Discriminator]:
-    """Builds generator and discriminator for data of `shape`; they take labels only where that was asked for."""
+    """Builds generator and discriminator for data of `shape`; they take labels only where that was asked for.
+
+    Parameters that are not to be trained need no gradient. Raises UserError.
+    """
     known = {"image_shape": shape, "num_classes": num_classes if settings["conditional"] else 0}
     parts, pack = settings["network"], settings["pack"]
     generator = build(parts["generator"], key="network.generator", latent_dim=latent_dim, **known)
     known["image_shape"] = packed_shape(shape, pack)
     discriminator = build(parts["discriminator"], key="network.discriminator", **known)
-    return generator, discriminator if pack == 1 else Packed(discriminator, pack=pack)
+    discriminator = discriminator if pack == 1 else Packed(discriminator, pack=pack)
+    freeze({"generator": generator, "discriminator": discriminator}, settings["freeze"])
+    return generator, discriminator
 
 
 def optimizer(settings: Mapping[str, Any], player: str, parameters: Iterable[nn.Parameter]) -> ScheduledOptimizer:

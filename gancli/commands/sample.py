@@ -1,4 +1,4 @@
-"""`gancli sample`: generates images from a run folder alone; the data set is not needed."""
+"""`gancli sample`: generates images from a run folder alone; only the nearest training images need the data set."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,12 +18,16 @@ from torch import Tensor
 from gancli import config
 from gancli.build import build
 from gancli.commands.check_settings import MemoryChecked
+from gancli.datasets.base import Dataset, to_bytes
 from gancli.device import Runtime
 from gancli.distributed.process_group import join_process_group
 from gancli.errors import UserError, did_you_mean, printable, require_at_least, require_memory
 from gancli.files.atomic import atomic_folder, atomic_write
-from gancli.files.user_paths import expand
+from gancli.files.user_paths import cache_folder, expand
 from gancli.game import eval_mode
+from gancli.metrics.base import Samples
+from gancli.metrics.features import Features
+from gancli.metrics.memorisation import nearest_images
 from gancli.priors import Prior
 from gancli.progress import progress
 from gancli.randomness import seeded
@@ -46,6 +51,8 @@ SCHEMA = {
     "weights": Literal["ema", "raw"],
     "format": Literal["grid", "png", "npz", "gif"],
     "scale": int | None,
+    "neighbours": int | None,
+    "data": str | None,
     "out": str | None,
     "overwrite": bool,
     "batch_size": int,
@@ -56,15 +63,24 @@ SCHEMA = {
 def run(settings: dict[str, Any]) -> Path:
     """Writes what `settings` ask for and returns the file or folder. Raises UserError, OSError."""
     config.check(settings, SCHEMA)
-    require_at_least(1, count=settings["count"], batch_size=settings["batch_size"], scale=settings["scale"])
+    positive = ("count", "batch_size", "scale", "neighbours")
+    require_at_least(1, **{name: settings[name] for name in positive})
     if settings["scale"] is not None and settings["format"] not in ("grid", "gif"):
         raise UserError(f"scale={settings['scale']}: only for format=grid and format=gif")
+    near = settings["neighbours"]
+    if near is not None and settings["format"] != "grid":
+        raise UserError(f"neighbours={near}: only for format=grid")
+    if settings["data"] is not None and near is None:
+        raise UserError(f"data={settings['data']}: only for neighbours=…, which alone need the data set")
     folder = RunFolder(expand(settings["run"], key="run"))
-    trained = folder.settings(trust=settings["trust"], parts=("prior", "network.generator"))
+    parts = ["prior", "network.generator", *([] if near is None else ["dataset", "metric.features", "evaluation"])]
+    trained = folder.settings(trust=settings["trust"], parts=tuple(parts))
     file, state = Checkpoints(folder.checkpoints).pick(settings["checkpoint"])
     points = len(state["shape"]) != 3
     if points and settings["format"] in ("png", "gif"):
         raise UserError(f"format={settings['format']}: this run makes points, not images; choose grid or npz")
+    if points and near is not None:
+        raise UserError(f"neighbours={near}: this run makes points, which have no features; leave neighbours out")
     if points and settings["scale"] is not None:
         raise UserError(f"scale={settings['scale']}: this run makes points, which are plotted; leave scale out")
     if settings["scale"] is not None:
@@ -73,6 +89,9 @@ def run(settings: dict[str, Any]) -> Path:
     classes = _classes(settings["labels"], state["num_classes"], folder.class_names())
     out = _destination(settings, folder, file, classes)
     runtime = build(settings["device"], key="device", process_group=join_process_group())
+    write = _WRITERS[settings["format"]]
+    if near is not None:
+        write = partial(_write_neighbours, *_training_images(trained, settings, runtime, shape=tuple(state["shape"])))
     prior = build(trained["prior"], key="prior")
     generator = runtime.place(load_generator(trained, state, prior, weights=settings["weights"], file=file))
 
@@ -86,7 +105,7 @@ def run(settings: dict[str, Any]) -> Path:
     if not runtime.process_group.is_main_process:
         list(batches)  # this process generates its share of them
         return out
-    _WRITERS[settings["format"]](out, batches, noise, labels, settings)
+    write(out, batches, noise, labels, settings)
     kind = f"walks of {STOPS * FRAMES} frames" if settings["format"] == "gif" else "samples"
     log.info("%s %s from %s:", f"{settings['count']:,}", kind, file.name)
     print_lines([str(out)])
@@ -168,7 +187,7 @@ def _default_name(settings: Mapping[str, Any], file: Path, classes: Sequence[int
     if classes is not None and settings["labels"] is not None:
         labels = "_".join(map(str, classes))
         parts.append("labels" + (labels if len(labels) <= 40 else hashlib.sha256(labels.encode()).hexdigest()[:12]))
-    parts += [f"{key}{settings[key]}" for key in ("truncation", "scale") if settings[key] is not None]
+    parts += [f"{key}{settings[key]}" for key in ("truncation", "scale", "neighbours") if settings[key] is not None]
     return "-".join(parts)
 
 
@@ -226,6 +245,43 @@ def _write_grid(
     samples = torch.cat(list(batches))
     limits = image_grids.limits(samples) if samples.ndim == 2 else None
     image_grids.write_png(out, image_grids.picture(samples, limits=limits, scale=settings["scale"]))
+
+
+def _training_images(
+    trained: Mapping[str, Any], settings: Mapping[str, Any], runtime: Runtime, *, shape: tuple[int, ...]
+) -> tuple[Dataset, Samples]:
+    """Returns the data set of a run, where it lies now, and no samples, with the features and cache of its metrics.
+
+    shape: of the run's samples. Raises UserError.
+    """
+    near = settings["neighbours"]
+    dataset: Dataset = build(config.moved(trained["dataset"], settings["data"]), key="dataset")
+    if dataset.shape != shape:
+        raise UserError(f"neighbours={near}: the data set has images of {dataset.shape}, not {shape}")
+    scale = settings["scale"] or image_grids.default_scale(*shape[1:])
+    cells = settings["count"] * (1 + min(near, len(dataset)))
+    require_memory(2 * cells * math.prod(shape) * scale**2, neighbours=near, count=settings["count"])
+    features: Features = build(trained["metric"]["features"], dataset, key="metric.features", device=runtime.device)
+    cache = cache_folder(trained["evaluation"].get("cache"), key="evaluation.cache")
+    log.info("neighbours among %s training images, in the features %s", f"{len(dataset):,}", features.name)
+    return dataset, Samples(torch.empty(0), features=features, cache=cache)
+
+
+def _write_neighbours(
+    dataset: Dataset,
+    like: Samples,
+    out: Path,
+    batches: Iterator[Tensor],
+    noise: Tensor,
+    labels: Tensor | None,
+    settings: Mapping[str, Any],
+) -> None:
+    """Writes a row for each sample: itself, and the training images that are nearest to it, the nearest first."""
+    samples = Samples(torch.cat([to_bytes(batch) for batch in batches]), features=like.extractor)
+    images, headings = nearest_images(
+        samples, like, dataset, count=len(samples), near=settings["neighbours"], splits=("train",)
+    )
+    image_grids.write_png(out, image_grids.table(images, headings=headings, scale=settings["scale"]))
 
 
 def _write_pngs(

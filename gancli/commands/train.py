@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
 
 from gancli.build import build
 from gancli.commands.check_settings import NO_LABELS, check_settings
@@ -30,11 +29,11 @@ from gancli.losses import Loss
 from gancli.networks.base import share_batches
 from gancli.overrides import typed
 from gancli.randomness import Stream, seed_global_generators, seeded
-from gancli.training import cuda_graphs
+from gancli.training import cuda_graphs, frozen_weights
 from gancli.training.continued_settings import settings_to_continue
 from gancli.training.health import Remedies
 from gancli.training.initial_weights import load_weights
-from gancli.training.logging import NullLogger
+from gancli.training.logging import NullLogger, Weights
 from gancli.training.run_folder import RunFolder
 from gancli.training.trainer import Trainer
 
@@ -75,8 +74,9 @@ def run(settings: dict[str, Any], *, folder: Path, overrides: list[str], search:
             run_folder.describe(settings, overrides=overrides, weights_from=weights_from, classes=classes)
         try:
             trainer.fit(signals)
+            shown = choose_samples(trainer)
             if group.is_main_process:
-                finish(trainer, run_folder, settings["diagnostic"])
+                finish(trainer, run_folder, settings["diagnostic"], shown=shown)
         except Exception as error:
             if group.is_main_process:
                 with contextlib.suppress(OSError):  # the first error is the one to report
@@ -85,12 +85,34 @@ def run(settings: dict[str, Any], *, folder: Path, overrides: list[str], search:
         return trainer
 
 
-def finish(trainer: Trainer, folder: RunFolder, chosen: Mapping[str, Any]) -> None:
-    """What the main process does after the last step. chosen: the settings of the group `diagnostic`."""
+def finish(trainer: Trainer, folder: RunFolder, chosen: Mapping[str, Any], *, shown: Mapping[str, Any]) -> None:
+    """What the main process does after the last step.
+
+    chosen: the settings of the group `diagnostic`. shown: what `choose_samples` found.
+    """
     if trainer.stopped_by is None:
         diagnose(TrainedRun(folder, trainer), diagnostics(chosen))
-    folder.record_end(how_ended(trainer))
-    summarise(trainer, folder)
+    folder.record_end(how_ended(trainer), samples=shown)
+    summarise(trainer, folder, weights=shown["weights"])
+
+
+def choose_samples(trainer: Trainer) -> dict[str, Any]:
+    """Shows samples of the better of the averaged generator and the one in training, where the run has ended.
+
+    Returns which of the `weights` these are, ema or raw, and the number of either where both were measured.
+    """
+    values, evaluation = dict[Weights, float](), trainer.evaluation
+    if trainer.stopped_by is None and trainer.images:
+        values = evaluation.compare_raw(trainer.game, seed=trainer.seed)
+    if not values or evaluation.suite is None:
+        return {"weights": "ema"}
+    name, better = evaluation.suite.ranking
+    sign = 1 if better == "lower" else -1
+    weights: Weights = "raw" if sign * values["raw"] < sign * values["ema"] else "ema"
+    numbers = f"{name} {values['ema']:.4g} by ema, {values['raw']:.4g} by raw"
+    trainer.logger.show(weights, why=numbers)
+    log.info("samples.png: from weights=%s (%s)", weights, numbers)
+    return {"weights": weights, name: values}
 
 
 def _failure(error: Exception) -> str:
@@ -179,7 +201,7 @@ def assemble(settings: Mapping[str, Any], *, folder: RunFolder) -> Trainer:
     log.info("device: %s", runtime)
     kind = settings["dataset"]["_target_"].rpartition(".")[2]
     log.info("data: %s %s, %s", kind, dataset.shape, _size(len(dataset)))
-    log.info("parameters: generator %s, discriminator %s", _parameters(generator), _parameters(discriminator))
+    log.info("parameters: generator %s, discriminator %s", *map(frozen_weights.count, (generator, discriminator)))
     ema = average(settings, game, dataset)
     logger = NullLogger()
     if group.is_main_process:
@@ -195,13 +217,14 @@ def assemble(settings: Mapping[str, Any], *, folder: RunFolder) -> Trainer:
             runtime=runtime,
             health=build(settings["health"], key="health", remedies=Remedies.for_game(game)),
             logger=logger,
+            discriminator=discriminator,
         )
     trainer: Trainer = build(
         settings["train"],
         key="train",
         game=game,
         update=update,
-        optimizers={player: optimizer(settings, player, game.network(player).parameters()) for player in PLAYERS},
+        optimizers={player: optimizer(settings, player, game.weights[player]) for player in PLAYERS},
         ema=ema,
         dataset=dataset,
         checkpoints=build(settings["checkpoint"], folder.checkpoints, key="checkpoint"),
@@ -273,8 +296,8 @@ def command_to_continue(trainer: Trainer, folder: RunFolder) -> str:
     return " ".join(words)
 
 
-def summarise(trainer: Trainer, folder: RunFolder) -> None:
-    """Logs where everything is and what to type next."""
+def summarise(trainer: Trainer, folder: RunFolder, *, weights: Weights) -> None:
+    """Logs where everything is and what to type next. weights: the better ones, to sample from."""
     latest = trainer.logger.latest
     log.info("%s: %s images in %.0f s", how_ended(trainer), f"{trainer.images:,}", trainer.seconds)
     if "game/value" in latest:
@@ -288,16 +311,13 @@ def summarise(trainer: Trainer, folder: RunFolder) -> None:
         log.info("%s %.4g now%s; evaluation took %.1f %% of the time", name, evaluation.latest[name], best, 100 * share)
     log.info("run folder    %s", folder.path)
     log.info("picture       %s", folder.final_samples)
+    log.info("its history   %s", folder.progress_animation)
     log.info("checkpoint    %s", trainer.checkpoints.path(trainer.images))
     log.info("next:")
     log.info("  %s", command_to_continue(trainer, folder))
-    log.info("  gancli sample %s count=64", typed("run", folder.path))
+    log.info("  gancli sample %s count=64%s", typed("run", folder.path), "" if weights == "ema" else " weights=raw")
     log.info("  gancli evaluate %s", typed("run", folder.path))
     log.info("  tensorboard --logdir %s", shlex.quote(str(folder.path)))
-
-
-def _parameters(network: nn.Module) -> str:
-    return f"{sum(parameter.numel() for parameter in network.parameters()):,}"
 
 
 def _size(length: int) -> str:

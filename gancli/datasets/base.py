@@ -35,6 +35,7 @@ class Dataset(ABC):
     mode_shares: (K,) probability of each mode where modes can be counted, else None.
     distribution: of points on the line, else None.
     resize: how the size of the images was changed when they were read.
+    photographs: whether features that were pretrained on photographs suit the images.
     content_hash: of the files of the user's own that the data was read from, wherever they lie; None for other data.
     """
 
@@ -44,6 +45,7 @@ class Dataset(ABC):
     mode_shares: Tensor | None = None
     distribution: Distribution | None = None
     resize: str = "none"
+    photographs: bool = False
     content_hash: str | None = None
 
     @classmethod

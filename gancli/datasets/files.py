@@ -20,7 +20,8 @@ from gancli.errors import UserError, printable
 log = logging.getLogger(__name__)
 LARGEST = 2**29  # bytes of a file, unpacked
 CONTENTS = MemoryBudget(2**30)  # of all files that are held at a time
-RUN_FILES = {"samples", "samples.png", "theory", "checkpoints"}  # of a run, besides files that are no pictures
+# Of a run, besides files that are no pictures.
+RUN_FILES = {"samples", "samples.png", "progress.png", "progress.gif", "theory", "checkpoints"}
 COMPANIONS = frozenset(  # endings of files that commonly lie beside pictures
     (".txt", ".json", ".jsonl", ".csv", ".tsv", ".xml", ".yaml", ".yml", ".md", ".html", ".log", ".db", ".ini", ".npy")
 )

@@ -35,6 +35,8 @@ class Folder(ImageDataset):
     None for the user's. Raises SettingError, UserError.
     """
 
+    photographs = True
+
     def __init__(
         self,
         *,
@@ -105,6 +107,8 @@ class ImagesToMeasure(ImageDataset):
     messages. Raises SettingError, UserError.
     """
 
+    photographs = True
+
     def __init__(self, *, path: str, resolution: int | list[int] | None, cache: str | None, key: str) -> None:
         files = find_images(expand(path, key=key), key=key)
         size = _height_and_width(resolution) if resolution is not None else common_size(files)
@@ -122,6 +126,8 @@ class CelebA(ImageDataset):
     package gdown). limit, flip: see `ImageDataset`. cache: folder for decoded images, None for the user's. Raises
     SettingError, UserError.
     """
+
+    photographs = True
 
     def __init__(
         self,

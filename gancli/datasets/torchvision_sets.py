@@ -56,6 +56,7 @@ class TorchvisionSet(ImageDataset):
     ) -> None:
         images, labels = load(name, root=root, download=download, train=True)
         test_images, test_labels = load(name, root=root, download=download, train=False)
+        self.photographs = images.shape[1] == 3  # CIFAR and SVHN; the others are grey drawings of things
         indices = torch.arange(len(images) + len(test_images))
         super().__init__(
             torch.cat([images, test_images]),

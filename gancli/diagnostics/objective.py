@@ -9,7 +9,7 @@ from torch.nn.functional import logsigmoid
 
 from gancli.diagnostics.base import Diagnostic, DiagnosticResult, TrainedRun
 from gancli.errors import require_at_least, require_memory
-from gancli.game import eval_mode
+from gancli.game import eval_mode, mean_over_heads
 from gancli.game_value import SADDLE_VALUE, decision_threshold, game_statistics
 from gancli.reporting.plots import BLUE, GREEN, GREY, RED, figure
 
@@ -63,8 +63,8 @@ class Objective(Diagnostic):
             for rows in torch.arange(len(real), device=real.device).split(250):
                 batch_labels = None if labels is None else labels[rows]
                 fakes = game.generator(noise[rows], batch_labels)
-                real_parts.append(game.discriminator(real[rows], batch_labels).float())
-                fake_parts.append(game.discriminator(fakes, batch_labels).float())
+                real_parts.append(mean_over_heads(game.discriminator(real[rows], batch_labels)).float())
+                fake_parts.append(mean_over_heads(game.discriminator(fakes, batch_labels)).float())
         real_logits, fake_logits = torch.cat(real_parts), torch.cat(fake_parts)
         threshold = decision_threshold(real_logits, fake_logits, game.loss)
         linear = logsigmoid(real_logits - threshold).mean() + (threshold - fake_logits).sigmoid().mean()

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from gancli.distributed.launch import ProcessInfo, process_info
@@ -196,6 +196,7 @@ def _join() -> ProcessGroup | ProcessLost:
         # torchrun keeps its store over restarts, and with it the addresses of dead processes.
         store = PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_JOIN_TIMEOUT)
+        wait_for_all(store, size)
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]
         return ProcessLost(
@@ -206,6 +207,17 @@ def _join() -> ProcessGroup | ProcessLost:
     group = ProcessGroup(info, store)
     atexit.register(group.leave)
     return group
+
+
+def wait_for_all(store: Store, size: int) -> None:
+    """Returns once `size` processes have called it. Raises RuntimeError where one of them does not come.
+
+    A process returns from torch's init_process_group as soon as its own connections stand. If it then ended at once,
+    with an error in the settings, the others would find a lost process instead of that error.
+    """
+    if store.add("gancli/joined", 1) == size:
+        store.set("gancli/all-joined", "1")
+    store.wait(["gancli/all-joined"], _JOIN_TIMEOUT)
 
 
 def _set_timeout(timeout: timedelta) -> None:

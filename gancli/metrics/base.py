@@ -12,7 +12,7 @@ from torch import Tensor
 from gancli.datasets.base import Dataset, Split, subset
 from gancli.errors import UserError
 from gancli.files import tensor_files
-from gancli.metrics.digest import digest
+from gancli.files.digest import digest
 from gancli.metrics.features import Features
 
 Better = Literal["lower", "higher"]

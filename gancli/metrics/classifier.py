@@ -13,9 +13,9 @@ from torch.nn.functional import cross_entropy
 from gancli.datasets.base import Dataset, epoch_indices, to_unit
 from gancli.errors import UserError, require_at_least, require_memory
 from gancli.files import tensor_files
+from gancli.files.digest import digest
 from gancli.files.user_paths import cache_folder
-from gancli.metrics.digest import digest
-from gancli.metrics.features import Features, Random
+from gancli.metrics.features import Features
 from gancli.progress import progress
 from gancli.randomness import seeded
 
@@ -90,20 +90,6 @@ class Classifier(Features):
 
     def _accuracy(self, images: Tensor, labels: Tensor) -> float:
         return float((self(images)["logits"].argmax(1) == labels.cpu()).float().mean())
-
-
-class Auto(Features):
-    """`Classifier` where the data set has labels, else `Random`. cache: as for `Classifier`."""
-
-    def __init__(self, dataset: Dataset, *, device: torch.device, cache: str | None = None) -> None:
-        labelled = dataset.num_classes > 0
-        chosen = Classifier(dataset, device=device, cache=cache) if labelled else None
-        self.chosen: Features = chosen or Random(dataset, device=device)
-        self.name, self.hash, self.accuracy = self.chosen.name, self.chosen.hash, self.chosen.accuracy
-        self.names_classes = self.chosen.names_classes
-
-    def extract(self, images: Tensor) -> dict[str, Tensor]:
-        return self.chosen.extract(images)
 
 
 def network(shape: Sequence[int], classes: int, width: int) -> nn.Sequential:

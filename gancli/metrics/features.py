@@ -11,12 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from gancli.datasets.base import Dataset, to_unit
-from gancli.errors import FeaturesUnavailable, InvalidTensorFile, SettingError, require_memory
+from gancli.errors import FeaturesUnavailable, InvalidTensorFile, SettingError, require_between, require_memory
 from gancli.files import tensor_files
+from gancli.files.digest import digest
 from gancli.files.user_paths import expand
-from gancli.metrics.digest import digest
+from gancli.networks.efficientnet import PRETRAINED_ON, SIDE, EfficientNetLite, is_installed
 from gancli.progress import progress
 from gancli.randomness import seeded
 
@@ -30,7 +32,8 @@ class Features(ABC):
     """A feature extractor. name, hash: of the extractor and of its weights. resize: how it changes the size of images.
 
     accuracy: on held-out images, of a classifier of this data set's own classes; None for other extractors.
-    names_classes: whether it returns class logits.
+    names_classes: whether it returns class logits. pretrained_on: the data set that its weights are from, if it is not
+    that of the run.
     """
 
     name: str
@@ -38,6 +41,7 @@ class Features(ABC):
     resize: str = "none"
     accuracy: float | None = None
     names_classes: bool = False
+    pretrained_on: str | None = None
 
     @property
     def short_name(self) -> str:
@@ -107,6 +111,60 @@ def _random_network(shape: tuple[int, ...], width: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
+class EfficientNet(Features):
+    """EfficientNet-Lite0's features before its classifier (N, 1280), averaged over the image; pretrained on ImageNet.
+
+    side: pixels to which the smaller side of an image is resized first (bilinear, antialiased). The network was
+    pretrained at 224 pixels; below 128 its features tell pictures apart badly, above it a CPU is slow. Raises
+    SettingError, and UserError where the weights are not installed.
+    """
+
+    name = "efficientnet"
+    pretrained_on = PRETRAINED_ON
+
+    def __init__(self, dataset: Dataset, *, device: torch.device, side: int = 128) -> None:
+        self.check_settings(side=side)
+        channels, height, width = dataset.shape
+        if channels not in (1, 3):
+            raise SettingError(f"metric/features=efficientnet: takes grey or RGB images, not {channels} channels")
+        network = EfficientNetLite(0, needed_by="metric/features=efficientnet")
+        self.hash = network.hash
+        self.network = network.to(device).to(memory_format=torch.channels_last)
+        self.device = device
+        scale = side / min(height, width)
+        self.sides = (round(scale * height), round(scale * width))
+        if self.sides != (height, width):
+            self.resize = f"bilinear, antialiased, to {self.sides[0]}x{self.sides[1]}"
+
+    @staticmethod
+    def check_settings(*, side: int | None = None, **_: Any) -> None:
+        """Raises SettingError for values that are wrong whatever the data."""
+        if side is not None:
+            require_between(SIDE, 1_024, side=side)
+
+    def extract(self, images: Tensor) -> dict[str, Tensor]:
+        x = to_unit(images.to(self.device))
+        if self.resize != "none":
+            x = interpolate(x, size=self.sides, mode="bilinear", antialias=True)
+        return {"features": self.network.pooled(x.contiguous(memory_format=torch.channels_last))}
+
+
+class Auto(Features):
+    """`EfficientNet` for photographs where its weights are installed, else `Random`.
+
+    name, hash, resize, pretrained_on: of the chosen one.
+    """
+
+    def __init__(self, dataset: Dataset, *, device: torch.device) -> None:
+        pretrained = dataset.photographs and dataset.shape[0] in (1, 3) and is_installed(0)
+        self.chosen: Features = (EfficientNet if pretrained else Random)(dataset, device=device)
+        self.name, self.hash, self.resize = self.chosen.name, self.chosen.hash, self.chosen.resize
+        self.pretrained_on = self.chosen.pretrained_on
+
+    def extract(self, images: Tensor) -> dict[str, Tensor]:
+        return self.chosen.extract(images)
+
+
 class Registered(Features):
     """An extractor of torch-fidelity's registry, such as inception-v3-compat. Its weights are never downloaded.
 
@@ -144,6 +202,7 @@ class Registered(Features):
         self.features_layer, self.logits_layer = layers["fid"], layers["isc"]
         self.names_classes = self.features_layer != self.logits_layer
         self.device, self.name = device, extractor
+        self.pretrained_on = PRETRAINED_ON if extractor == INCEPTION else None
         self.hash = digest(*self.network.state_dict().values())
         self.resize = "as torch-fidelity's: bilinear of TensorFlow 1"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -12,6 +14,7 @@ from gancli.metrics.coverage import nearest
 from gancli.metrics.features import Features
 
 _MAX_TRAIN = 100_000  # training images at most among which neighbours are searched
+_PARTS: dict[Split, str] = {"train": "training", "holdout": "held-out"}
 _DUPLICATE = 0.01  # quantile of the distances between real neighbours below which two samples are duplicates
 
 
@@ -67,17 +70,24 @@ def _equally_many(*parts: Tensor) -> list[Tensor]:
 
 
 def nearest_images(
-    generated: Samples, real: Samples, dataset: Dataset, *, count: int = 8, near: int = 4
+    generated: Samples,
+    real: Samples,
+    dataset: Dataset,
+    *,
+    count: int = 8,
+    near: int = 4,
+    splits: Sequence[Split] = ("train", "holdout"),
 ) -> tuple[Tensor, dict[int, str]]:
-    """Returns images for a grid whose rows hold a sample, its nearest training images and its nearest held-out ones.
+    """Returns images for a grid whose rows hold a sample and its nearest real images of each part in `splits`.
 
-    `count` samples are shown, drawn at random, always the same ones; each has `near` neighbours of either part, the
-    nearest first. Returns uint8 (count, columns, C, H, W) and the headings, by the column that they begin at.
+    At most `count` samples are shown, drawn at random, always the same ones; each has `near` neighbours of either part,
+    the nearest first. real: with the extractor and cache for the real images. Returns uint8 (count, columns, C, H, W)
+    and the headings, by the column that they begin at.
     """
-    splits: tuple[Split, ...] = ("train", "holdout")
-    sides = [reference_samples(dataset, split, _MAX_TRAIN, like=real) for split in splits]
     shown = subset(len(generated), count)
-    features = generated.features[shown]
-    neighbours = [side.data[nearest(features, side.features, count=min(near, len(side)))[1]] for side in sides]
-    headings = {0: "sample", 1: "nearest training images", 1 + neighbours[0].shape[1]: "nearest held-out images"}
-    return torch.cat([generated.data[shown][:, None], *neighbours], dim=1), headings
+    features, columns, headings = generated.features[shown], [generated.data[shown][:, None]], {0: "sample"}
+    for split in splits:
+        side = reference_samples(dataset, split, _MAX_TRAIN, like=real)
+        headings[sum(part.shape[1] for part in columns)] = f"nearest {_PARTS[split]} images"
+        columns.append(side.data[nearest(features, side.features, count=min(near, len(side)))[1]])
+    return torch.cat(columns, dim=1), headings

@@ -16,9 +16,10 @@ from torch import Tensor
 from gancli.build import build
 from gancli.datasets.base import Dataset, Split, subset, to_bytes
 from gancli.errors import UserError
+from gancli.files.digest import digest
 from gancli.metrics.base import Better, Metric, Number, Samples
-from gancli.metrics.digest import digest
 from gancli.metrics.features import Features
+from gancli.networks.base import Discriminator
 from gancli.progress import progress
 
 log = logging.getLogger(__name__)
@@ -28,7 +29,9 @@ class MetricSuite:
     """Measures generated samples against at most `reference_count` real samples of the part `reference` of `dataset`.
 
     metrics: by name, at least one. features: an extractor, or None for points. cache: folder for the features of the
-    real samples, which are found again by their content. Raises UserError where that part holds too few samples.
+    real samples, which are found again by their content. discriminator: that the generator was trained against, an
+    instance or its class, where it is known; features of the same pretraining favour it. Raises UserError where that
+    part holds too few samples.
     """
 
     def __init__(
@@ -40,6 +43,7 @@ class MetricSuite:
         reference: Split = "train",
         reference_count: int = 60_000,
         cache: Path | None = None,
+        discriminator: Discriminator | type[Discriminator] | None = None,
     ) -> None:
         self.metrics = dict(metrics)
         self.dataset, self.features, self.split = dataset, features, reference
@@ -47,6 +51,15 @@ class MetricSuite:
         if len(data) < 2:
             raise UserError(f"reference={reference}: the data set has {len(data)} such samples; a metric needs 2")
         self.real = Samples(data, labels, features=features, cache=cache)
+        pretraining = {None if each is None else each.pretrained_on for each in (discriminator, features)}
+        self.shared_pretraining = pretraining.pop() if len(pretraining) == 1 else None
+        if features is not None and self.shared_pretraining:
+            log.warning(
+                "the discriminator and the metrics' features (%s) were both pretrained on %s, which favours this run: "
+                "compare it with runs of other discriminators in metric/features=random too",
+                features.name,
+                self.shared_pretraining,
+            )
 
     @property
     def ranking(self) -> tuple[str, Better]:
@@ -86,13 +99,21 @@ class MetricSuite:
     def __call__(self, samples: Samples) -> dict[str, float]:
         """Returns every number of every metric; NaN for a metric that is undefined for such samples (all equal)."""
         values: dict[str, float] = {}
-        for name, metric in progress(self.metrics.items(), title="metrics", total=len(self.metrics)):
-            try:
-                values |= metric(samples, self.real, self.dataset)
-            except (ArithmeticError, np.linalg.LinAlgError) as error:
-                log.warning("metric %s: %s", name, error)
-                values |= {number: math.nan for number in metric.numbers(self.features) if "*" not in number}
+        for name in progress(self.metrics, title="metrics", total=len(self.metrics)):
+            values |= self._measure(name, samples)
         return values
+
+    def main_number(self, samples: Samples) -> float:
+        """Returns the number that ranks checkpoints alone, without the time that the other metrics take."""
+        return self._measure(next(iter(self.metrics)), samples)[self.ranking[0]]
+
+    def _measure(self, name: str, samples: Samples) -> dict[str, float]:
+        metric = self.metrics[name]
+        try:
+            return metric(samples, self.real, self.dataset)
+        except (ArithmeticError, np.linalg.LinAlgError) as error:
+            log.warning("metric %s: %s", name, error)
+            return {number: math.nan for number in metric.numbers(self.features) if "*" not in number}
 
     def protocol(self) -> dict[str, Any]:
         """Returns how the numbers were obtained; two numbers compare only if their protocols agree."""
@@ -110,6 +131,7 @@ class MetricSuite:
                 "features_hash": self.features.hash,
                 "features_accuracy": self.features.accuracy,
                 "resize": self.resize,
+                "shared_pretraining": self.shared_pretraining,
             }
         return protocol
 

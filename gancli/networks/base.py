@@ -61,7 +61,12 @@ def share_batches(network: nn.Module, process_group: ProcessGroup) -> None:
 
 
 class Discriminator(nn.Module, ABC):
-    """Maps samples to logits, high for real samples. Arguments and errors as for `Generator`."""
+    """Maps samples to logits, high for real samples. Arguments and errors as for `Generator`.
+
+    pretrained_on: the data that frozen features of it were trained on, if any.
+    """
+
+    pretrained_on: str | None = None
 
     def __init__(self, *, image_shape: Sequence[int], num_classes: int = 0) -> None:
         super().__init__()
@@ -77,7 +82,10 @@ class Discriminator(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Returns logits (B,) of samples (B, *image_shape) with int64 labels (B,); labels as for `Generator`."""
+        """Returns logits of samples (B, *image_shape) with int64 labels (B,); labels as for `Generator`.
+
+        They are (B,), or (B, K) of K heads; a loss is then the mean of the losses of the heads.
+        """
 
     def logged_parameters(self) -> dict[str, Tensor]:
         """Returns name -> 0-dim tensor to log beside the losses, for networks of few parameters."""

@@ -138,6 +138,10 @@ class ConvTranspose2d(nn.ConvTranspose2d):
     """torch's transposed convolution, with second derivatives that are convolutions."""
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        return self.convolve_with(input, self.weight, self.bias)
+
+    def convolve_with(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Returns this layer's convolution of x (B, in, H, W) with another weight (in, out, k, k) and bias (out,)."""
         geometry = _Geometry(
             list(self.stride),
             [int(size) for size in self.padding],
@@ -146,4 +150,4 @@ class ConvTranspose2d(nn.ConvTranspose2d):
             list(self.output_padding),
             self.groups,
         )
-        return _convolve(input, self.weight, self.bias, geometry)
+        return _convolve(x, weight, bias, geometry)

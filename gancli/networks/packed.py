@@ -36,7 +36,7 @@ class Packed(Discriminator):
         missing = -len(x) % self.pack
         rows = torch.arange(len(x) + missing, device=x.device) % len(x)
         packs = (x[rows] if missing else x).unflatten(0, (-1, self.pack)).flatten(1, 2)
-        logits: Tensor = self.inner(packs).repeat_interleave(self.pack)
+        logits: Tensor = self.inner(packs).repeat_interleave(self.pack, dim=0)
         return logits[: len(x)]
 
 

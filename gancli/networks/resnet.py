@@ -8,6 +8,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from gancli.networks.attention import AttentionAt
 from gancli.networks.base import Discriminator, Generator
 from gancli.networks.convolution import Conv2d
 from gancli.networks.layers import (
@@ -28,7 +29,7 @@ class ResNetGenerator(Generator):
     """A linear layer to the coarsest map, a residual block that doubles the size per stage, a 3x3 convolution and tanh.
 
     channels: channels of the finest map, doubled at each coarser one up to `max_channels`. norm: normalisation before
-    every ReLU.
+    every ReLU. attention: smaller side of the maps that self-attention follows (see `AttentionAt`), 0 for none.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class ResNetGenerator(Generator):
         channels: int = 64,
         max_channels: int = 512,
         norm: Norm = "batch",
+        attention: int = 0,
     ) -> None:
         super().__init__(latent_dim=latent_dim, image_shape=image_shape, num_classes=num_classes)
         stages, (height, width) = stages_for(self.image_shape)
@@ -47,7 +49,12 @@ class ResNetGenerator(Generator):
         self.noise = ClassEmbedding(latent_dim, num_classes)
         self.linear = he_(nn.Linear(self.noise.features, widths[0] * height * width), slope=1)
         self.coarsest = (widths[0], height, width)
-        self.blocks = nn.Sequential(*[_Block(a, b, norm=norm, resize="up") for a, b in pairwise([widths[0], *widths])])
+        sides = [min(height, width) * 2**stage for stage in range(1, stages + 1)]
+        attend = AttentionAt(attention, sides)
+        blocks: list[nn.Module] = []
+        for (before, after), side in zip(pairwise([widths[0], *widths]), sides, strict=True):
+            blocks += [_Block(before, after, norm=norm, resize="up"), *attend(side, after)]
+        self.blocks = nn.Sequential(*blocks)
         output = he_(Conv2d(widths[-1], self.image_shape[0], 3, padding=1), slope=1)
         self.output = nn.Sequential(make_norm(norm, widths[-1]), nn.ReLU(), output, nn.Tanh())
 
@@ -62,7 +69,7 @@ class ResNetDiscriminator(Discriminator):
 
     channels, max_channels: as for the generator. norm: normalisation in all blocks but the first. spectral_norm:
     whether the largest singular value of every weight is kept at 1. minibatch: the layer before the head that compares
-    the samples of a batch (see `minibatch_layer`).
+    the samples of a batch (see `minibatch_layer`). attention: as for the generator.
     """
 
     def __init__(
@@ -75,13 +82,20 @@ class ResNetDiscriminator(Discriminator):
         norm: Norm = "none",
         spectral_norm: bool = True,
         minibatch: Minibatch = "none",
+        attention: int = 0,
     ) -> None:
         super().__init__(image_shape=image_shape, num_classes=num_classes)
-        stages, _ = stages_for(self.image_shape)
+        stages, coarsest = stages_for(self.image_shape)
         widths = widths_for(stages, channels=channels, max_channels=max_channels)
+        sides = [min(coarsest) * 2 ** (stages - stage) for stage in range(1, stages + 1)]
+        attend = AttentionAt(attention, sides)
+        blocks: list[nn.Module] = []
+        for (before, after), side in zip(pairwise(widths), sides[1:], strict=True):
+            blocks += [_Block(before, after, norm=norm, resize="down"), *attend(side, after)]
         self.blocks = nn.Sequential(
             _Block(self.image_shape[0], widths[0], norm="none", resize="down", activate=False),
-            *[_Block(before, after, norm=norm, resize="down") for before, after in pairwise(widths)],
+            *attend(sides[0], widths[0]),
+            *blocks,
             _Block(widths[-1], widths[-1], norm=norm, resize="keep"),
             make_norm(norm, widths[-1]),
             nn.ReLU(),

@@ -48,7 +48,7 @@ def grid(
     count, height, width, channels = images.shape
     if count == 0:
         raise ValueError("images: none to show")
-    scale = scale or max(1, ceil(_MIN_CELL / min(height, width)))
+    scale = scale or default_scale(height, width)
     cells = images[..., : 3 if channels >= 3 else 1].repeat(scale, axis=1).repeat(scale, axis=2)
     _, height, width, channels = cells.shape
     columns = min(columns or ceil(sqrt(count)), count)
@@ -60,11 +60,51 @@ def grid(
         canvas[top : top + height, left : left + width] = cell
     if not headings:
         return canvas
-    line = _to_pil(np.full((_HEADING, *canvas.shape[1:]), 255, np.uint8))
-    for column, text in headings.items():
-        left = pad + column * (width + pad)
-        ImageDraw.Draw(line).text((left, 2), text, fill=0, font=ImageFont.load_default())
-    return np.concatenate([np.asarray(line).reshape(_HEADING, *canvas.shape[1:]), canvas])
+    font, lefts = ImageFont.load_default(), {pad + column * (width + pad): text for column, text in headings.items()}
+    missing = max(0, *(ceil(left + pad + font.getlength(text)) - canvas.shape[1] for left, text in lefts.items()))
+    canvas = np.pad(canvas, ((_HEADING, 0), (0, missing), (0, 0)), constant_values=255)
+    image = _to_pil(canvas)
+    for left, text in lefts.items():
+        ImageDraw.Draw(image).text((left, 2), text, fill=0, font=font)
+    return _to_array(image)
+
+
+def table(images: Tensor, *, headings: Mapping[int, str], scale: int | None = None) -> Array:
+    """Returns images, uint8 (rows, columns, C, H, W), under `headings`, by the column that they begin at.
+
+    scale: as for `grid`.
+    """
+    cells = images.flatten(0, 1).permute(0, 2, 3, 1).numpy()
+    return grid(cells, columns=images.shape[1], scale=scale, headings=headings)
+
+
+def first_row(array: Array, *, height: int, width: int, count: int, largest: int) -> list[Array]:
+    """Returns at most `count` images of the first row of a grid that `grid` made with its defaults, all of one size.
+
+    height, width: of an image before it was magnified. largest: pixels of a side that an image is shrunk to at most.
+    """
+    pad, scale = 2, default_scale(height, width)
+    height, width = scale * height, scale * width
+    shrink = ceil(max(height, width) / largest)
+    lefts = range(pad, array.shape[1] - width, pad + width)[:count]
+    return [_reduced(array[pad : pad + height, left : left + width], shrink) for left in lefts]
+
+
+def default_scale(height: int, width: int) -> int:
+    """Returns how many times larger images of this size are shown in a grid unless a scale is given."""
+    return max(1, ceil(_MIN_CELL / min(height, width)))
+
+
+def _reduced(array: Array, factor: int) -> Array:
+    """Returns an image (H, W, 1 or 3), of which each pixel is the mean of `factor` x `factor` of before."""
+    return array if factor == 1 else _to_array(_to_pil(array).reduce(factor))
+
+
+def shrunk(array: Array, largest: int) -> Array:
+    """Returns an image (H, W, 1 or 3) with sides of at most `largest` pixels."""
+    image = _to_pil(array)
+    image.thumbnail((largest, largest))
+    return _to_array(image)
 
 
 def picture(
@@ -107,17 +147,33 @@ def limits(points: Tensor) -> list[tuple[float, float]]:
 _plot_limits = limits  # `picture` has an argument of that name
 
 
-def write_png(path: Path, array: Array) -> None:
-    """Writes an image (H, W, 1 or 3) atomically. Raises OSError."""
-    atomic_write(Path(path), encode_png(array))
+def write_png(path: Path, array: Array, *, comment: str | None = None) -> None:
+    """Writes an image (H, W, 1 or 3) atomically. comment: a text in the file. Raises OSError."""
+    atomic_write(Path(path), encode_png(array, comment=comment))
 
 
-def encode_png(array: Array) -> bytes:
-    """Returns an image (H, W, 1 or 3) as the bytes of a PNG file."""
+def encode_png(array: Array, *, comment: str | None = None) -> bytes:
+    """Returns an image (H, W, 1 or 3) as the bytes of a PNG file. comment: a text in it."""
     buffer, about = io.BytesIO(), PngInfo()
     about.add_text("Software", "gancli")
+    if comment is not None:
+        about.add_text("Comment", comment)
     _to_pil(array).save(buffer, format="PNG", pnginfo=about)
     return buffer.getvalue()
+
+
+def read_png(path: Path, *, size: tuple[int, int] | None = None) -> Array | None:
+    """Returns the image in a file as (H, W, 1 or 3); None where it is no PNG, damaged, or not of this size.
+
+    size: (height, width) that it must have, known before its pixels are read.
+    """
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            if size is not None and (image.height, image.width) != size:
+                return None
+            return _to_array(image if image.mode == "L" else image.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
 
 
 def is_by_gancli(path: Path) -> bool:
@@ -127,16 +183,26 @@ def is_by_gancli(path: Path) -> bool:
 
 
 def write_gif(path: Path, frames: Iterable[Array], *, milliseconds: int) -> None:
-    """Writes an endless animation of frames (H, W, 1 or 3) atomically. milliseconds: of each frame.
+    """Writes an endless animation of frames (H, W, 1 or 3) atomically, in 256 colours for all of them.
 
-    Raises OSError, and ValueError for no frames.
+    milliseconds: of each frame. Raises OSError, and ValueError for no frames.
     """
-    images = [_to_pil(frame) for frame in frames]
-    if not images:
+    arrays = list(frames)
+    if not arrays:
         raise ValueError("frames: none to show")
+    images = [_to_pil(array) for array in arrays]
+    if images[0].mode == "RGB":  # colours of its own for each frame would take twenty times as long
+        some = np.concatenate([array[::2, ::2] for array in [*arrays[:: ceil(len(arrays) / 4)], arrays[-1]]])
+        colours = _to_pil(some).quantize(256)
+        images = [image.quantize(palette=colours) for image in images]
     buffer = io.BytesIO()
     images[0].save(buffer, format="GIF", save_all=True, append_images=images[1:], duration=milliseconds, loop=0)
     atomic_write(Path(path), buffer.getbuffer())
+
+
+def _to_array(image: Image.Image) -> Array:
+    array: Array = np.asarray(image)
+    return array[..., None] if array.ndim == 2 else array
 
 
 def _to_pil(array: Array) -> Image.Image:

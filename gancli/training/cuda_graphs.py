@@ -185,12 +185,13 @@ class StaticInputs(Stream):
     """Everything that a step draws, data and noise, in the order in which it asks for it, in the same tensors.
 
     The first step draws as it asks. For later steps `fill` draws beforehand, from the same streams in the same order.
+    drawn: for each time that a step asks, the part of the batch that does, how to draw, and where it is kept.
     """
 
     def __init__(self, stream: Stream) -> None:
         super().__init__(stream.generator, device=stream.device)
         self.stream, self.asked = stream, 0
-        self.drawn: list[tuple[Callable[[BatchFn], Any], tuple[Tensor | None, ...]]] = []
+        self.drawn: list[tuple[int, Callable[[BatchFn], Any], tuple[Tensor | None, ...]]] = []
         self.ends: list[int] = []  # of the player updates, as indices into `drawn`
         self.draw: BatchFn
 
@@ -207,17 +208,22 @@ class StaticInputs(Stream):
 
     def fill(self, index: int, draw: BatchFn) -> None:
         """Draws what the player update number `index` will ask for."""
-        for source, static in self.drawn[self.ends[index - 1] if index else 0 : self.ends[index]]:
+        began = self.generator.get_state()
+        for part, source, static in self.drawn[self.ends[index - 1] if index else 0 : self.ends[index]]:
+            if part != self.stream.part:  # each draws the same numbers and takes its own
+                self.stream.part = part
+                self.generator.set_state(began)
             for tensor, value in zip(static, source(draw), strict=True):
                 if tensor is not None:
                     tensor.copy_(value, non_blocking=True)
 
     def _next(self, source: Callable[[BatchFn], Any]) -> tuple[Tensor | None, ...]:
         if self.asked == len(self.drawn):
+            self.stream.part, self.stream.parts = self.part, self.parts
             static = tuple(None if value is None else value.clone() for value in source(self.draw))
-            self.drawn.append((source, static))
+            self.drawn.append((self.part, source, static))
         self.asked += 1
-        return self.drawn[self.asked - 1][1]
+        return self.drawn[self.asked - 1][-1]
 
 
 class _CapturedStep:
@@ -345,10 +351,10 @@ def apply(trainer: Trainer, make: Callable[[], Recorder], *, level: int = loggin
     level: of the message where no step can be captured: a warning for a user who asked for graphs.
     """
     try:
-        if trainer.process_group.world_size * trainer.accumulate > 1:
-            raise ValueError("a batch is taken in parts, by several processes or by train.accumulate")
+        if trainer.process_group.world_size > 1:
+            raise ValueError("a batch is divided among several processes")
         if not trainer.update.capturable:
-            raise ValueError(f"update {type(trainer.update).__name__} does not say that it is capturable")
+            raise ValueError("the update rule does not say that it is capturable")
         trainer.update = CUDAGraphUpdate(trainer.update, trainer.game, make())
     except ValueError as error:
         log.log(level, "training steps run without CUDA graphs (device.cuda_graph): %s", error)

@@ -19,9 +19,10 @@ from gancli.files.user_paths import cache_folder
 from gancli.game import Game, eval_mode
 from gancli.metrics.base import Samples
 from gancli.metrics.suite import build_suite
+from gancli.networks.base import Discriminator
 from gancli.randomness import seeded
 from gancli.training.health import Alert, HealthMonitor
-from gancli.training.logging import Logger
+from gancli.training.logging import Logger, Weights
 from gancli.training.position import Position
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,8 @@ class PeriodicEvaluation:
 
     every: None for never. reference_count: real samples of the training part to compare with. metric: the settings of
     the group. labelled: whether the generator takes labels. health: what looks for collapse. logger: where results
-    are written. cache: folder for the features of real images (see `cache_folder`). Raises SettingError, UserError.
+    are written. discriminator: the run's. cache: folder for the features of real images (see `cache_folder`). Raises
+    SettingError, UserError.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class PeriodicEvaluation:
         runtime: Runtime,
         health: HealthMonitor,
         logger: Logger,
+        discriminator: Discriminator | None = None,
         every: int | None = 100_000,
         count: int = 2_000,
         reference_count: int = 10_000,
@@ -75,6 +78,7 @@ class PeriodicEvaluation:
                 device=runtime.device,
                 cache=cache_folder(cache, key="evaluation.cache"),
                 reference_count=reference_count,
+                discriminator=discriminator,
             )
             if self.suite is None:
                 none = f"evaluation: none of metric=[{','.join(metric.keys() - {'features'})}] suits this data"
@@ -116,6 +120,19 @@ class PeriodicEvaluation:
         self.logger.log_evaluation(position, self._row(values, seed=seed, position=position))
         self.logger.log_values(position, {"speed/evaluation_share": self.seconds / (position.seconds + seconds)})
         return Result(values=values, alerts=alerts, is_best=is_best, seconds=seconds)
+
+    def compare_raw(self, game: Game, *, seed: int) -> dict[Weights, float]:
+        """Returns the number that ranks checkpoints, of the averaged generator and of the one in training.
+
+        The first is of the last evaluation, the second is measured now on the same noise; both are the same in all
+        processes. Empty where there was no evaluation.
+        """
+        if self.suite is None or not self.latest:
+            return {}
+        name, suite = self.suite.ranking[0], self.suite
+        samples = self._generate(game.generator, game, seed=seed)
+        raw = self.process_group.broadcast_from_main(lambda: suite.main_number(samples))
+        return {"ema": self.latest[name], "raw": raw}
 
     def check_health(self, result: Result, position: Position) -> None:
         """Warns of every alert. Raises Collapsed for a serious one where the health monitor was told to act."""

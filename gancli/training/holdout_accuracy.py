@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from gancli.datasets.base import Batch
-from gancli.game import Game, eval_mode
+from gancli.game import Game, eval_mode, mean_over_heads
 from gancli.game_value import decision_threshold, game_statistics
 
 
@@ -18,7 +18,7 @@ def holdout_accuracy(
     real_logits, fake_logits: (B,), of the last step, from which the threshold follows.
     """
     with eval_mode(game.discriminator), game.autocast():
-        logits = [game.discriminator(*batch).float() for batch in (seen, held_out)]
+        logits = [mean_over_heads(game.discriminator(*batch)).float() for batch in (seen, held_out)]
     threshold = decision_threshold(real_logits, fake_logits, game.loss)
     on_seen, on_held_out = (game_statistics(some, fake_logits, threshold) for some in logits)
     return {

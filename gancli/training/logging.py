@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from gancli.game import Game, eval_mode
 from gancli.game_value import SADDLE_VALUE, decision_threshold, game_statistics
 from gancli.randomness import seeded
 from gancli.reporting import image_grids
+from gancli.training import time_lapse
 from gancli.training.ema import EMA
 from gancli.training.holdout_accuracy import holdout_accuracy
 from gancli.training.position import Position
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 Record = Mapping[str, Tensor | float]
+Weights = Literal["ema", "raw"]
 _LINE_SECONDS = 10.0  # between two lines of progress where there is no terminal
 _YEAR = 3.2e7  # seconds; a longer time is not worth telling
 # Of the share of the run that is done, whatever ends it; tqdm's own estimate knows nothing of a budget in minutes.
@@ -62,6 +64,9 @@ class Logger(Protocol):
 
     def close(self, position: Position) -> None:
         """Draws the last sample grid and closes the files."""
+
+    def show(self, weights: Weights, *, why: str = "") -> None:
+        """Writes samples.png, once more, from the last grid of these weights. why: they were chosen."""
 
     def rewind(self, position: Position) -> None:
         """Goes back to `position`: what was logged after it is deleted."""
@@ -95,6 +100,9 @@ class NullLogger:
         pass
 
     def close(self, position: Position) -> None:
+        pass
+
+    def show(self, weights: Weights, *, why: str = "") -> None:
         pass
 
     def rewind(self, position: Position) -> None:
@@ -230,9 +238,15 @@ class TrainingLogger:
     def close(self, position: Position) -> None:
         try:
             if position.images:
-                image_grids.write_png(self.folder.final_samples, self.draw(position))
+                self.draw(position)
+                self.show("ema")
+                time_lapse.write_animation(self.folder)
         finally:
             self._close_files()
+
+    def show(self, weights: Weights, *, why: str = "") -> None:
+        comment = f"weights: {weights}" + (f" ({why})" if why else "")
+        image_grids.write_png(self.folder.final_samples, self._grids[weights], comment=comment)
 
     def rewind(self, position: Position) -> None:
         self._close_files()
@@ -300,16 +314,19 @@ class TrainingLogger:
             self._last_line = time.monotonic()
             log.info("%s (%.0f%%): %s; %s, %s left", images, 100 * position.progress, text, speed, left)
 
-    def draw(self, position: Position) -> image_grids.Array:
-        """Writes grids of real samples, of the generator's and of the averaged generator's; returns the last one."""
+    def draw(self, position: Position) -> None:
+        """Writes grids of real samples, of the generator's and of the averaged generator's, and the strip of these."""
         game = self.game
         self._show("samples/real", self.shown, position)
-        for tag, network in {"samples/raw": game.generator, "samples/ema": self.ema.network}.items():
+        networks: dict[Weights, torch.nn.Module] = {"raw": game.generator, "ema": self.ema.network}
+        self._grids: dict[Weights, image_grids.Array] = {}
+        for weights, network in networks.items():
             with eval_mode(network), game.autocast():
-                array = self._show(tag, network(self.noise, self.labels).float(), position)
+                samples = network(self.noise, self.labels).float()
+            self._grids[weights] = self._show(f"samples/{weights}", samples, position)
         self.folder.samples.mkdir(exist_ok=True)
-        image_grids.write_png(self.folder.sample_grid(position.images), array)
-        return array
+        image_grids.write_png(self.folder.sample_grid(position.images), self._grids["ema"])
+        time_lapse.write_strip(self.folder, self.dataset.shape)
 
     def _show(self, tag: str, samples: Tensor, position: Position) -> image_grids.Array:
         array = image_grids.picture(samples.cpu(), density=self.dataset.density, limits=self.limits)

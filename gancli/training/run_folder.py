@@ -6,6 +6,7 @@ train.log            the log, written by Hydra
 metrics.jsonl        a row of scalars every `log.every` images
 evaluations.jsonl    a row per evaluation, with its protocol
 samples.png          the last sample grid; samples/ holds the earlier ones
+progress.png, .gif   the same noise over the run, from these grids
 checkpoints/         see `training.checkpoint`
 theory/              numbers and a figure of each diagnostic
 events.*             TensorBoard
@@ -58,12 +59,22 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.samples = self.path / "samples"
         self.final_samples = self.path / "samples.png"
+        self.progress_strip = self.path / "progress.png"
+        self.progress_animation = self.path / "progress.gif"
         self.theory = self.path / "theory"
+        self.pictures = (self.final_samples, self.progress_strip, self.progress_animation)
         self.texts = (self.config, self.record, self.log, self.metrics, self.evaluations)
 
     def sample_grid(self, images: int) -> Path:
         """Returns the file of the sample grid after `images` images."""
         return self.samples / f"images-{images:012d}.png"
+
+    def sample_grids(self) -> dict[int, Path]:
+        """Returns the files of the sample grids by the number of images seen, the first ones first."""
+        found = (
+            (re.fullmatch(r"images-(\d{12})\.png", file.name), file) for file in sorted(self.samples.glob("*.png"))
+        )
+        return {int(match[1]): file for match, file in found if match is not None}
 
     def check_files(self) -> None:
         """Raises UserError where a file or folder of the run is a link, a pipe or a device.
@@ -75,7 +86,7 @@ class RunFolder:
         inside = [
             path for folder in folders if folder.is_dir() and not folder.is_symlink() for path in folder.iterdir()
         ]
-        for path in [*self.texts, self.path / ".lock", self.final_samples, *folders, *inside]:
+        for path in [*self.texts, *self.pictures, self.path / ".lock", *folders, *inside]:
             if path.is_symlink() or (path.exists() and not path.is_file() and not path.is_dir()):
                 raise UserError(f"{path}: is a link, a pipe or a device; a run folder holds files and folders alone")
 
@@ -221,10 +232,12 @@ class RunFolder:
         self._write_starts([*self.starts(), start])
         atomic_write(self.config, plain_yaml(dict(settings)).encode())
 
-    def record_end(self, how: str) -> None:
-        """Adds to run.json how the last start ended."""
+    def record_end(self, how: str, *, samples: Mapping[str, Any] | None = None) -> None:
+        """Adds to run.json how the last start ended. samples: from which weights the last sample grid is, and why."""
         starts = self.starts()
         starts[-1]["ended"] = how
+        if samples is not None:
+            starts[-1]["samples"] = dict(samples)
         self._write_starts(starts)
 
     def has_ended(self, how: str) -> bool:
@@ -273,12 +286,15 @@ class RunFolder:
         return [row for row in rows if by is None or row.get("by") == by]
 
     def truncate_after(self, images: int) -> None:
-        """Deletes the rows that training wrote after more than `images` images, and lines that were cut off.
+        """Deletes the rows and sample grids of training after more than `images` images, and lines that were cut off.
 
         A run that was killed after its last checkpoint, or was rolled back, takes those steps again.
         """
         _keep(self.metrics, lambda row: row["images"] <= images)
         _keep(self.evaluations, lambda row: row.get("by") != "train" or row["images"] <= images)
+        for after, file in self.sample_grids().items():
+            if after > images:
+                file.unlink(missing_ok=True)
 
     # Diagnostics
 

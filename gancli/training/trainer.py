@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, NoReturn
 
@@ -20,7 +20,7 @@ from gancli.game import PLAYERS, Game
 from gancli.game_value import decision_threshold
 from gancli.overrides import typed
 from gancli.randomness import random_state, set_random_state
-from gancli.training import accumulation
+from gancli.training.accumulation import UpdateInParts
 from gancli.training.checkpoint import Checkpoints, check_resumable
 from gancli.training.ema import EMA
 from gancli.training.evaluation import PeriodicEvaluation
@@ -71,10 +71,12 @@ class Trainer:
         )
         if batch_size > len(dataset):
             raise SettingError(f"batch_size={batch_size}: larger than the data set of {len(dataset)}; make it smaller")
+        if process_group.world_size * accumulate > 1:
+            update = UpdateInParts(update, process_group, accumulate=accumulate)
         self.game, self.update, self.optimizers, self.ema = game, update, optimizers, ema
         self.dataset, self.checkpoints, self.process_group = dataset, checkpoints, process_group
         self.logger, self.evaluation, self.health = logger, evaluation, evaluation.health
-        self.seed, self.batch_size, self.accumulate = seed, batch_size, accumulate
+        self.seed, self.batch_size = seed, batch_size
         self.length, self.minutes, self.max_time = images, minutes, max_time
         delayed = game.stream.device.type == "cuda" and process_group.world_size == 1
         self.guard = Guard(self._stop_at, delayed=delayed)
@@ -192,7 +194,7 @@ class Trainer:
         """
         progress, record, skip = self.progress, dict[str, Tensor | float](), None
         self.game.augment.prepare(progress)
-        for update in self._player_updates(progress):
+        for update in self.update.player_updates(self.game, self._batch, step=self.step, progress=progress):
             numbers, skip = self.guard.check(self._numbers(update), step=self.step)
             record |= numbers | self._observe(update)
             for player in update.players:
@@ -204,24 +206,13 @@ class Trainer:
         self.step += 1
         return record
 
-    def _player_updates(self, progress: float) -> Iterator[PlayerUpdate]:
-        return accumulation.player_updates(
-            self.update,
-            self.game,
-            self._batch,
-            self.process_group,
-            accumulate=self.accumulate,
-            step=self.step,
-            progress=progress,
-        )
-
-    def _batch(self, part: int, k: int) -> tuple[Tensor, Tensor | None]:
-        """Returns a part of the step's k-th real batch: (B, *shape), and labels (B,) where the players take them."""
+    def _batch(self, k: int) -> tuple[Tensor, Tensor | None]:
+        """Returns this part of the step's k-th real batch: (B, *shape), and labels (B,) where the players take them."""
         samples, labels = self.dataset.batch(
             self.step * self.update.discriminator_steps + k,
             size=self.batch_size,
             seed=self.seed,
-            rank=part,
+            rank=self.game.stream.part,
             world_size=self.game.stream.parts,
         )
         return samples, labels if self.game.generator.num_classes else None

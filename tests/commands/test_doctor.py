@@ -1,16 +1,15 @@
 """`gancli doctor` takes the arguments of `gancli train`, predicts the cost of the run, and leaves no files."""
 
-import os
 import re
-import socket
-import subprocess
-import sys
+import weakref
 from types import SimpleNamespace
 
 import pytest
+import torch
 from conftest import TINY
 
-from gancli.commands.doctor import Costs
+from gancli.commands import train
+from gancli.commands.doctor import Costs, _forget_peak_memory, _peak_memory
 from gancli.commands.sweeps import first_run
 from gancli.training.logging import TrainingLogger
 
@@ -59,6 +58,38 @@ def test_a_run_limited_by_minutes(doctor):
 def test_an_experiment_without_its_penalties(doctor):
     output = doctor("experiment=gaussian_ring", "penalty=none", tiny=["device=cpu", "evaluation.every=null"])
     assert "images/s" in output
+
+
+def test_memory_is_that_of_one_trainer_and_of_all_that_it_does(doctor, monkeypatch):
+    made, done = [], []
+
+    def assemble(*args, **kwargs):
+        done.append(("assembled", [trainer() for trainer in made]))
+        trainer = original(*args, **kwargs)
+        made.append(weakref.ref(trainer))
+        return trainer
+
+    original = train.assemble
+    monkeypatch.setattr(train, "assemble", assemble)
+    monkeypatch.setattr("gancli.commands.doctor.diagnose", lambda run, _: done.append(len(run.rows)))
+    monkeypatch.setattr("gancli.commands.doctor._peak_memory", lambda device: done.append(device.type) or "much")
+    assert "memory        much at its peak" in doctor(*FEW)
+    assert done == [("assembled", []), ("assembled", [None]), 4, "cpu"], "four rows, as the run would write"
+
+
+def test_memory_is_of_the_device_that_computes(monkeypatch):
+    peaks = {"before": 7 * 2**30, "now": 3 * 2**30}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: peaks.pop("before"))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: max(peaks.values()))
+    _forget_peak_memory()
+    assert _peak_memory(torch.device("cuda")) == "3.00 GiB on the GPU"
+    monkeypatch.setattr("resource.getrusage", lambda _: SimpleNamespace(ru_maxrss=2**21))
+    monkeypatch.setattr("sys.platform", "linux")
+    assert _peak_memory(torch.device("cpu")) == "2.00 GiB", "counted in KiB"
+    monkeypatch.setattr("sys.platform", "darwin")
+    monkeypatch.setattr("resource.getrusage", lambda _: SimpleNamespace(ru_maxrss=2**31))
+    assert _peak_memory(torch.device("cpu")) == "2.00 GiB", "counted in bytes"
 
 
 def test_the_health_monitor_does_not_stop_the_measurement(doctor):
@@ -139,28 +170,3 @@ def test_bad_settings_are_refused_as_by_train(cli):
     assert result.status == 2 and "did you mean train.images?" in result.err
     result = cli("doctor", "-m", "seed=choice(1")
     assert result.status == 2 and "Traceback" not in result.err
-
-
-@pytest.mark.slow
-def test_only_the_main_process_of_two_prints(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    code = "from gancli import cli; from gancli.commands import doctor; doctor.TIMED_SECONDS = 0.1; cli.main()"
-    words = [sys.executable, "-c", code, "doctor", *TINY, *FEW, "device.threads=1"]
-    common = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    processes = [
-        subprocess.Popen(
-            words,
-            cwd=tmp_path,
-            env=common | {"RANK": rank, "LOCAL_RANK": rank},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in "01"
-    ]
-    printed = [process.communicate(timeout=300)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], printed
-    assert "".join(printed).count("images/s") == 1 and "2 processes" in printed[0]
-    assert list(tmp_path.iterdir()) == []

@@ -69,7 +69,7 @@ EVALUATED = ["evaluation.every=64", "evaluation.count=40", "evaluation.reference
 @pytest.mark.parametrize(
     ("features", "name"),
     [
-        (["metric.features.width=64"], "fd_random"),
+        (["metric/features=random", "metric.features.width=64"], "fd_random"),
         (["metric/features=classifier", "metric.features.images=256", "metric.features.width=8"], "fd_classifier"),
     ],
 )
@@ -92,7 +92,7 @@ def test_features_on_the_command_line_replace_those_of_the_run(cli, copied):
 
 def test_a_runs_own_extractor_must_be_trusted_unless_another_is_chosen(cli, copied):
     text = (copied / "config.yaml").read_text()
-    (copied / "config.yaml").write_text(text.replace("gancli.metrics.features.Random", "os.system"))
+    (copied / "config.yaml").write_text(text.replace("gancli.metrics.features.Auto", "os.system"))
     refused = cli("evaluate", f"run={copied}", *FEW, "metric=[fid]")
     assert refused.status == 2 and "metric.features._target_=os.system" in refused.err
     assert cli("evaluate", f"run={copied}", *FEW, "metric=[fid]", "metric/features=random").status == 0

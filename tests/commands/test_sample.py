@@ -101,11 +101,44 @@ def test_a_walk_depends_on_the_seed_and_its_number_alone():
         (["scale=0"], "scale=0: at least 1"),
         (["scale=2", "format=npz"], "scale=2: only for format=grid and format=gif"),
         (["scale=x"], "scale=x"),
+        (["neighbours=0"], "neighbours=0: at least 1"),
+        (["neighbours=2", "format=png"], "neighbours=2: only for format=grid"),
+        (["data=there"], "data=there: only for neighbours=…"),
     ],
 )
-def test_a_wrong_scale_is_refused(cli, trained, words, text):
+def test_a_setting_that_does_not_suit_is_refused(cli, trained, words, text):
     result = cli("sample", f"run={trained}", *words)
     assert result.status == 2 and text in result.err and "Traceback" not in result.err
+
+
+def test_the_nearest_training_images_stand_beside_each_sample(cli, trained):
+    from gancli.datasets.digits import Digits
+
+    assert cli("sample", f"run={trained}", "out=plain.png", "count=3", "scale=1").status == 0
+    result = cli("sample", f"run={trained}", "out=a.png", "count=3", "scale=1", "neighbours=2")
+    assert result.status == 0 and "1,617 training images, in the features random" in result.err, result.err
+    with Image.open("a.png") as near, Image.open("plain.png") as plain:
+        cells, samples = np.asarray(near)[-(3 * 10 + 2) :, :], np.asarray(plain)
+    rows = [[cells[y : y + 8, x : x + 8] for x in (2, 12, 22)] for y in (2, 12, 22)]
+    for number, (sample, *images) in enumerate(rows):
+        y, x = divmod(number, 2)
+        assert np.array_equal(sample, samples[2 + 10 * y : 10 + 10 * y, 2 + 10 * x : 10 + 10 * x])
+        train = Digits().reference("train", 10_000)[0][:, 0].numpy()
+        assert all((train == image).all(axis=(1, 2)).any() for image in images)
+        assert not np.array_equal(*images)
+    assert near.width > cells.shape[1] - 1 and near.height == 16 + 32, "the headings have a line of their own"
+
+
+def test_neighbours_are_searched_where_the_data_lies_now(cli, photos, train):
+    run = train("dataset=folder", f"dataset.path={photos}", "dataset.resolution=8", "train.batch_size=4", images=8)
+    moved = photos.rename("moved")
+    words = ("sample", f"run={run}", "out=a.png", "count=2", "neighbours=1")
+    assert cli(*words).status == 2 and not Path("a.png").exists()
+    assert cli(*words, f"data={moved}").status == 0
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("resolution: 8", "resolution: 16"))
+    result = cli(*words, f"data={moved}", "overwrite=true")
+    assert result.status == 2 and "the data set has images of (3, 16, 16), not (3, 8, 8)" in result.err
 
 
 def test_a_file_that_exists_is_replaced_only_where_asked(cli, trained):
@@ -176,11 +209,11 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch, in_one_
 
 def test_the_default_name_tells_samples_apart():
     settings = {"format": "png", "weights": "ema", "seed": 0, "count": 8, "labels": None, "truncation": None}
-    settings["scale"] = None
+    settings |= {"scale": None, "neighbours": None}
     file = Path("images-000000000064.pt")
     assert _default_name(settings, file, [0, 1]) == "png-images-000000000064-ema-seed0-count8"
-    chosen = {**settings, "labels": [1, "cats"], "truncation": 0.7, "scale": 2}
-    assert _default_name(chosen, file, [1, 0]).endswith("-seed0-count8-labels1_0-truncation0.7-scale2")
+    chosen = {**settings, "labels": [1, "cats"], "truncation": 0.7, "scale": 2, "neighbours": 3}
+    assert _default_name(chosen, file, [1, 0]).endswith("-seed0-count8-labels1_0-truncation0.7-scale2-neighbours3")
     many = [_default_name(chosen, file, [*range(500), last]) for last in (1, 2)]
     assert many[0] != many[1] and len(many[0]) < 120
 
@@ -205,7 +238,7 @@ def test_points_are_sampled_as_arrays_or_a_plot(cli):
     points = arrays(cli, "run", "a", "count=5")["points"]
     assert points.shape == (5, 2) and points.dtype == np.float32
     assert cli("sample", "run=run", "out=ring.png").status == 0
-    for word in ("format=gif", "scale=2"):
+    for word in ("format=gif", "scale=2", "neighbours=2"):
         result = cli("sample", "run=run", word)
         assert result.status == 2 and "this run makes points" in result.err
 

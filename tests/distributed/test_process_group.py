@@ -5,23 +5,23 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 import torch
 import train_as_rank
 from conftest import TINY
+from forked import Forked, command_line, start_server
+from torch.distributed.launcher.api import LaunchConfig, launch_agent
 
 from gancli.distributed import launch, process_group
 from gancli.distributed.launch import ProcessInfo
 from gancli.errors import ProcessLost, UserError
 from gancli.training.checkpoint import Checkpoints
 
-HERE = Path(__file__).parent
 LENGTH = ["train.batch_size=16", "train.images=480", "log.every=16", "checkpoint.every=240", "log.pictures=800"]
 SMALL = [*TINY, *LENGTH, "device.threads=1", "diagnostic=none"]
 RUNS = {
@@ -51,36 +51,26 @@ def port() -> int:
         return free.getsockname()[1]
 
 
-def start(size, *command, cwd=None, **environment):
-    """One process per rank, as torchrun sets them up."""
-    common = {
-        "WORLD_SIZE": size,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port(),
-        "OMP_NUM_THREADS": 1,
-        **environment,
-    }
-    return [
-        subprocess.Popen(
-            [sys.executable, *map(str, command)],
-            env=os.environ | {name: str(value) for name, value in {**common, "RANK": rank, "LOCAL_RANK": rank}.items()},
-            cwd=cwd,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(size)
-    ]
+def start(size, function, *args, cwd="."):
+    """One process per rank, with the variables that torchrun sets."""
+    common = {"WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port(), "OMP_NUM_THREADS": 1}
+    return [Forked(function, *args, cwd=cwd, RANK=rank, LOCAL_RANK=rank, **common) for rank in range(size)]
 
 
 def ended(processes):
     """(status, stderr) of each; a rank that hangs is a failure."""
     try:
-        outs = [process.communicate(timeout=300)[1] for process in processes]
+        return [(status, err) for status, _, err in (process.ended() for process in processes)]
     finally:
         for process in processes:
             process.kill()
-    return [(process.returncode, err) for process, err in zip(processes, outs, strict=True)]
+
+
+def until(true, seconds=240):
+    began = time.monotonic()
+    while not true():
+        assert time.monotonic() - began < seconds
+        time.sleep(0.1)
 
 
 def together(size, orders, folder):
@@ -89,9 +79,9 @@ def together(size, orders, folder):
         json.dumps({name: {"overrides": o, "folder": str(folder / f"{name}-{size}")} for name, o in orders.items()})
     )
     if size == 1:
-        train_as_rank.main(file)
+        train_as_rank.train_all(file)
         return
-    for status, err in ended(start(size, HERE.parent / "train_as_rank.py", file)):
+    for status, err in ended(start(size, train_as_rank.train_all, file)):
         assert status == 0, err
 
 
@@ -178,50 +168,58 @@ def test_a_checkpoint_of_two_goes_on_with_another_number(trained, tmp_path, size
 
 @pytest.mark.slow
 def test_a_killed_process_ends_the_other(tmp_path):
-    command = [
-        "-m",
-        "gancli",
-        "train",
-        f"hydra.run.dir={tmp_path}/run",
-        *SMALL,
-        "train.images=4000",
-        "checkpoint.every=80",
-    ]
-    processes = start(2, *command)
-    began = time.monotonic()
-    while not list((tmp_path / "run").glob("checkpoints/*.pt")):
-        time.sleep(0.1)
-        assert time.monotonic() - began < 120
-    processes[1].send_signal(signal.SIGKILL)
+    words = ["train", f"hydra.run.dir={tmp_path}/run", *SMALL, "train.images=4000", "checkpoint.every=80"]
+    processes = start(2, command_line, *words)
+    until(lambda: list((tmp_path / "run").glob("checkpoints/*.pt")))
+    processes[1].kill()
     (status, err), _ = ended(processes)
     assert status == 1 and "without a word" in err and "Traceback" not in err
 
 
+@pytest.fixture
+def signals(monkeypatch):
+    """torchrun's agent listens to signals, and says in the environment to which."""
+    monkeypatch.setenv("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM")
+    before = signal.getsignal(signal.SIGTERM)
+    yield "SIGTERM"
+    signal.signal(signal.SIGTERM, before)
+
+
 @pytest.mark.slow
-def test_torchrun_restarts_after_a_kill_and_the_run_goes_on(tmp_path):
-    """The real torchrun; one of its two workers is killed with -9."""
+def test_torchrun_restarts_after_a_kill_and_the_run_goes_on(tmp_path, signals):
+    """The agent that is torchrun, here in this process; one of its two workers is killed with -9."""
     run = tmp_path / "run"
     words = [f"hydra.run.dir={run}", *SMALL, "train.images=1600", "checkpoint.every=80"]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
-    agent = subprocess.Popen(
-        [*command, "-m", "gancli", "train", *words],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stderr=subprocess.PIPE,
-        text=True,
+    start_server()
+    once = LaunchConfig(
+        **dict.fromkeys(("min_nodes", "max_nodes", "max_restarts"), 1),
+        **{"nproc_per_node": 2, "start_method": "forkserver", "signals_to_handle": signals},
+        **{"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": "1"},
     )
-    began = time.monotonic()
-    while not list(run.glob("checkpoints/*.pt")):
-        time.sleep(0.1)
-        assert time.monotonic() - began < 240 and agent.poll() is None
-    children = (Path(f"/proc/{agent.pid}/task/{agent.pid}/children")).read_text().split()
-    workers = [child for child in children if "RANK=1" in Path(f"/proc/{child}/environ").read_text().split("\0")]
-    os.kill(int(workers[0]), signal.SIGKILL)
-    _, err = agent.communicate(timeout=300)
-    assert agent.returncode == 0, err
+
+    def kill():
+        until(lambda: list(run.glob("checkpoints/*.pt")))
+        os.kill(int((tmp_path / "1").read_text()), signal.SIGKILL)
+
+    with ThreadPoolExecutor() as other:
+        killed = other.submit(kill)
+        launch_agent(once, train_as_rank.train_under_torchrun, [tmp_path, words])
+        killed.result()
     assert resumed(run)[0] > 0
     assert Checkpoints(run / "checkpoints").pick("last")[1]["images"] == 1600
     seen = [row["images"] for row in rows(run)]
     assert seen == sorted(set(seen)) and seen[-1] == 1600
+
+
+@pytest.mark.slow
+def test_only_the_main_process_of_two_measures_aloud(tmp_path):
+    words = [*TINY, "evaluation.every=32", "evaluation.count=40", "evaluation.reference_count=100", "device.threads=1"]
+    processes = start(2, train_as_rank.measure_shortly, *words, cwd=tmp_path)
+    results = [process.ended() for process in processes]
+    assert [status for status, _, _ in results] == [0, 0], results
+    printed = ["".join(texts) for _, *texts in results]
+    assert "".join(printed).count("images/s") == 1 and "2 processes" in printed[0]
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
@@ -234,8 +232,8 @@ def test_an_error_in_a_sweep_of_several_processes_hangs_nobody(tmp_path, words, 
     (tmp_path / "sweep" / "0").mkdir(parents=True)
     if words[0].startswith("seed"):
         (tmp_path / "sweep" / "0" / "config.yaml").write_text("seed: 0")
-    command = [sys.executable, "-m", "gancli", "train", "-m", f"hydra.sweep.dir={tmp_path}/sweep", *SMALL, *words]
-    results = ended(start(2, *command[1:], "train.images=32", cwd=tmp_path))
+    words = ["train", "-m", f"hydra.sweep.dir={tmp_path}/sweep", *SMALL, *words, "train.images=32"]
+    results = ended(start(2, command_line, *words, cwd=tmp_path))
     assert [status for status, _ in results] == statuses
     said = "".join(err for _, err in results)
     assert said.count("gancli: error") == 1 and "Traceback" not in said
@@ -257,11 +255,27 @@ def test_an_error_in_a_sweep_of_several_processes_hangs_nobody(tmp_path, words, 
     ids=["settings", "a choice"],
 )
 def test_a_mistake_is_told_once(tmp_path, words, texts):
-    results = ended(start(2, "-m", "gancli", "train", f"hydra.run.dir={tmp_path}/run", *SMALL, *words))
+    results = ended(start(2, command_line, "train", f"hydra.run.dir={tmp_path}/run", *SMALL, *words))
     printed = "".join(err for _, err in results)
     assert printed.count("gancli: error") == 1 and "Traceback" not in printed
     assert all(text in printed for text in texts)
     assert [status for status, _ in results] == [2, 2]
+
+
+def test_no_process_leaves_before_all_have_come():
+    store, left = torch.distributed.HashStore(), []
+
+    def come(rank):
+        process_group.wait_for_all(store, 2)
+        left.append(rank)
+
+    first = threading.Thread(target=come, args=(0,))
+    first.start()
+    first.join(timeout=0.2)
+    assert first.is_alive() and not left
+    come(1)
+    first.join(timeout=30)
+    assert sorted(left) == [0, 1]
 
 
 def test_process_info_of_each_launcher():

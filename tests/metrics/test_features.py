@@ -11,17 +11,18 @@ import torch
 from PIL import Image
 
 from gancli.datasets.base import ImageDataset
-from gancli.datasets.digits import Digits
 from gancli.datasets.folder import ImagesToMeasure
 from gancli.errors import FeaturesUnavailable, SettingError, UserError
+from gancli.files.digest import digest
+from gancli.metrics import features as feature_module
 from gancli.metrics.base import Samples
-from gancli.metrics.classifier import Auto
-from gancli.metrics.digest import digest
-from gancli.metrics.features import Random, Registered
+from gancli.metrics.features import Auto, EfficientNet, Random, Registered
+from gancli.networks.efficientnet import is_installed
 from gancli.randomness import seeded
 
 CPU = torch.device("cpu")
-RGB = SimpleNamespace(shape=(3, 16, 16), num_classes=0)
+RGB = SimpleNamespace(shape=(3, 16, 16), num_classes=0, photographs=False)
+needs_weights = pytest.mark.skipif(not is_installed(0), reason="needs gancli[pretrained]")
 
 
 def images(count, *key, shape=(3, 16, 16)):
@@ -193,21 +194,40 @@ def test_a_damaged_cache_file_is_computed_and_written_again(extractor, tmp_path,
     assert not Path("executed").exists()
 
 
-def test_auto_takes_the_random_network_without_labels():
+def test_auto_takes_the_random_network_where_no_photographs_are():
     auto = Auto(RGB, device=CPU)
     assert (auto.name, auto.short_name, auto.accuracy, auto.names_classes) == ("random", "random", None, False)
     assert auto.hash == Random(RGB, device=CPU).hash
     assert torch.equal(auto(images(3))["features"], Random(RGB, device=CPU)(images(3))["features"])
 
 
-def test_auto_takes_the_classifier_with_labels(monkeypatch, tmp_path):
-    from gancli.metrics import classifier
+@needs_weights
+def test_auto_takes_pretrained_features_of_photographs(monkeypatch):
+    photographs = ImageDataset(images(4), train_indices=torch.arange(3), holdout_indices=torch.tensor([3]))
+    photographs.photographs = True
+    monkeypatch.setattr(feature_module, "is_installed", is_installed)
+    auto = Auto(photographs, device=CPU)
+    assert (auto.short_name, auto.pretrained_on, auto.resize) == (
+        "efficientnet",
+        "ImageNet",
+        "bilinear, antialiased, to 128x128",
+    )
+    monkeypatch.setattr(feature_module, "is_installed", lambda variant: False)
+    assert Auto(photographs, device=CPU).name == "random"
 
-    monkeypatch.setattr(classifier, "train", lambda network, *_, **how: network)
-    auto = Auto(Digits(), device=CPU, cache=str(tmp_path))
-    assert auto.name == auto.short_name == "classifier" and auto.accuracy is not None and auto.names_classes
-    logits = auto(images(3, shape=(1, 8, 8)))["logits"]
-    assert logits.shape == (3, 10) and len(list(tmp_path.glob("*.pt"))) == 1
+
+@needs_weights
+def test_pretrained_features_of_grey_images_and_of_sizes_that_are_not_square():
+    grey = images(2)[:, :1, :, :8].contiguous()
+    data = ImageDataset(grey, train_indices=torch.arange(2), holdout_indices=torch.arange(0))
+    network = EfficientNet(data, device=CPU, side=32)
+    assert network.sides == (64, 32) and network(grey)["features"].shape == (2, 1280)
+    torch.testing.assert_close(network(grey)["features"], network(grey.expand(-1, 3, -1, -1))["features"])
+    with pytest.raises(SettingError, match="metric/features=efficientnet: takes grey or RGB images, not 2 channels"):
+        two = ImageDataset(images(2)[:, :2], train_indices=torch.arange(2), holdout_indices=torch.arange(0))
+        EfficientNet(two, device=CPU)
+    with pytest.raises(SettingError, match="side=16: from 32 to 1,024"):
+        EfficientNet.check_settings(side=16)
 
 
 @pytest.fixture

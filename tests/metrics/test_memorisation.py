@@ -121,6 +121,8 @@ def test_the_grid_of_nearest_images(dataset, features):
     cells, headings = nearest_images(samples, real, dataset, count=21, near=2)
     assert cells.shape == (21, 5, 1, 8, 8) and cells.dtype == torch.uint8
     assert headings == {0: "sample", 1: "nearest training images", 3: "nearest held-out images"}
+    only = nearest_images(samples, real, dataset, count=21, near=2, splits=["train"])
+    assert torch.equal(only[0], cells[:, :3]) and only[1] == {0: "sample", 1: "nearest training images"}
     rows = cells.flatten(2)
     assert torch.equal(rows[0, 0], rows[0, 1]), "the copy stands beside its original"
     drawn = nearest_images(samples, real, dataset, count=3, near=2)[0]

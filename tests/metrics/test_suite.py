@@ -13,8 +13,8 @@ from gancli.datasets.digits import Digits
 from gancli.datasets.points import Distribution1d, GaussianRing, SwissRoll
 from gancli.distributions import Normal
 from gancli.errors import UserError
+from gancli.files.digest import digest
 from gancli.metrics.base import Samples
-from gancli.metrics.digest import digest
 from gancli.metrics.features import Random
 from gancli.metrics.fidelity import FID, KID, FIDPerClass, PrecisionRecall
 from gancli.metrics.suite import MetricSuite, build_suite

@@ -10,6 +10,7 @@ from gancli.errors import SettingError
 from gancli.networks import layers
 from gancli.networks.base import Discriminator, Generator
 from gancli.networks.dcgan import DCGANDiscriminator, DCGANGenerator
+from gancli.networks.fastgan import FastGANGenerator
 from gancli.networks.mlp import MLPDiscriminator, MLPGenerator
 from gancli.networks.resnet import ResNetDiscriminator, ResNetGenerator
 
@@ -21,6 +22,7 @@ GENERATORS = [
     pytest.param(DCGANGenerator, {**SMALL, "norm": "none"}, id="dcgan-none"),
     pytest.param(ResNetGenerator, {**SMALL, "norm": "group"}, id="resnet-group"),
     pytest.param(ResNetGenerator, SMALL, id="resnet"),
+    pytest.param(FastGANGenerator, SMALL, id="fastgan"),
 ]
 DISCRIMINATORS = [
     pytest.param(MLPDiscriminator, {"width": 16}, id="mlp"),

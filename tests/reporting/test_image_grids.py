@@ -54,6 +54,37 @@ def test_headings_stand_above_the_columns_that_they_begin_at() -> None:
     assert 52 <= dark.min() < 56 and dark.max() < 102, "seven letters over the second column"
 
 
+def test_a_heading_that_is_wider_than_the_grid_is_shown_whole() -> None:
+    images = np.zeros((1, 8, 8, 1), np.uint8)
+    array = image_grids.grid(images, headings={0: "nearest training images"})
+    assert array.shape[1] > image_grids.grid(images).shape[1] and (array[:, -2:] == 255).all()
+
+
+def test_the_first_row_of_a_grid_is_read_back() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (7, 16, 12, 3), dtype=np.uint8)
+    array = image_grids.grid(images)
+    row = image_grids.first_row(array, height=16, width=12, count=9, largest=64)
+    assert len(row) == 3, "of 7 images in 3 columns"
+    for image, shown in zip(images, row, strict=False):
+        assert np.array_equal(shown, image.repeat(4, axis=0).repeat(4, axis=1))
+    shrunk = image_grids.first_row(array, height=16, width=12, count=2, largest=20)
+    assert len(shrunk) == 2 and shrunk[0].shape == (16, 12, 3) and np.array_equal(shrunk[0], images[0])
+
+
+@pytest.mark.parametrize("content", ["text", "another size", "a jpeg", "cut off"])
+def test_only_a_whole_png_of_the_right_size_is_read(tmp_path: Path, content: str) -> None:
+    path, array = tmp_path / "a.png", np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
+    image_grids.write_png(path, array)
+    assert np.array_equal(image_grids.read_png(path, size=(60, 90)), array)  # type: ignore[arg-type]
+    if content == "a jpeg":
+        Image.fromarray(array).save(path, format="JPEG")
+    elif content == "another size":
+        image_grids.write_png(path, array[1:])
+    else:
+        path.write_bytes(b"text" if content == "text" else path.read_bytes()[:5_000])
+    assert image_grids.read_png(path, size=(60, 90)) is None
+
+
 def test_a_grid_of_a_chosen_scale() -> None:
     assert image_grids.grid(np.zeros((4, 8, 8, 1), np.uint8), scale=2).shape == (2 * 18 + 2, 2 * 18 + 2, 1)
     assert image_grids.picture(torch.zeros(4, 1, 64, 64), scale=2).shape == (2 * 130 + 2, 2 * 130 + 2, 1)

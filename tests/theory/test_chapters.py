@@ -62,18 +62,18 @@ def write_run(run, *, ended="finished", values=VALUES):
     (run / "metrics.jsonl").write_text(json.dumps(row) + "\n")
 
 
-def of_kind(kind, chapter, folder):
-    return [part for part in chapter.parts(folder) if isinstance(part, kind)]
+def of_kind(kind, section):
+    return [part for part in section.parts if isinstance(part, kind)]
 
 
-def plots_of_runs(chapter, folder):
+def plots_of_runs(section):
     """How many of the chapter's images are those of its runs."""
-    return sum(image.png == PNG for part in of_kind(Gallery, chapter, folder) for image in part.images)
+    return sum(image.png == PNG for part in of_kind(Gallery, section) for image in part.images)
 
 
-def text_of(chapter, folder):
+def text_of(section):
     """The chapter's section of the page, without the images' bytes."""
-    page = render_page("t", "i", [chapter.section(folder)])
+    page = render_page("t", "i", [section])
     return unescape(re.sub(r'src="data:[^"]*"', "", page))
 
 
@@ -82,9 +82,10 @@ def test_a_chapter_shows_the_numbers_and_images_of_its_runs(tmp_path, name):
     chapter = CHAPTERS[name](seeds=2)
     for experiment in chapter.experiments():
         write_run(tmp_path / experiment.name)
-    text = text_of(chapter, tmp_path)
+    section = chapter.section(tmp_path)
+    text = text_of(section)
     assert not [expected for expected in EXPECTED[name] if expected not in text]
-    assert plots_of_runs(chapter, tmp_path) > 0
+    assert plots_of_runs(section) > 0
 
 
 @pytest.mark.parametrize("name", CHAPTERS)
@@ -98,8 +99,9 @@ def test_runs_without_results_are_shown_as_dashes(tmp_path, name, files):
         if files == "done.json and empty logs":
             for file in ("metrics.jsonl", "evaluations.jsonl"):
                 (run / file).touch()
-    tables = of_kind(Table, chapter, tmp_path)
-    assert tables and plots_of_runs(chapter, tmp_path) == 0 and "–" in text_of(chapter, tmp_path)
+    section = chapter.section(tmp_path)
+    tables = of_kind(Table, section)
+    assert tables and plots_of_runs(section) == 0 and "–" in text_of(section)
     assert all(len(row) == len(table.head) for table in tables for row in table.rows)
 
 
@@ -112,7 +114,7 @@ def write_ring_runs(folder, method, **content):
 def test_diverged_runs_are_counted_but_not_averaged(tmp_path):
     write_ring_runs(tmp_path, BASELINE, values=VALUES | {"modes_held": 2.0, "diversity": 0.125})
     write_ring_runs(tmp_path, "R1", values=VALUES | {"modes_held": 8.0}, ended="ended: the loss is not finite")
-    (table,) = of_kind(Table, ModeCollapse(seeds=2), tmp_path)
+    (table,) = of_kind(Table, ModeCollapse(seeds=2).section(tmp_path))
     rows = {row[0]: row for row in table.rows}
     assert rows[BASELINE][1:4] == ["2 collapsed", "8 ± 0", "2 ± 0"]
     assert rows["R1"][1:3] == ["2 diverged", "–"]
@@ -141,7 +143,7 @@ def test_the_capacity_chapter_says_whose_size_matters(tmp_path):
     distances = {(16, 16): 40.0, (256, 16): 10.0, (16, 256): 30.0, (256, 256): 8.0}
     for experiment, pair in zip(chapter.experiments(), chapter.pairs, strict=True):
         write_run(tmp_path / experiment.name, values=VALUES | {"fd_classifier": distances.get(pair, 99.0)})
-    text = text_of(chapter, tmp_path)
+    text = text_of(chapter.section(tmp_path))
     assert "from 40 to 10 with a larger G alone, to 30 with a larger D alone and to 8 with both" in text
     assert "size of G matters more" in text
 
@@ -165,7 +167,7 @@ def test_the_diagnostic_recognises_runs_that_converge_cycle_and_diverge(tmp_path
     chapter = CHAPTERS["behaviour"]()
     lengths = {"behaviour-converges": 0.5, "behaviour-cycles": 0.3, "behaviour-diverges": 0.25}
     run_shortened(chapter, tmp_path, lengths, "log.every=8", "diagnostic.behaviour.least=60")
-    (table,) = of_kind(Table, chapter, tmp_path)
+    (table,) = of_kind(Table, chapter.section(tmp_path))
     assert [row[0] for row in table.rows] == [row[1] for row in table.rows] == ["converges", "cycles", "diverges"]
 
 
@@ -178,7 +180,7 @@ def test_the_dirac_gan_behaves_as_the_theory_says(tmp_path, monkeypatch, no_pict
     lengths = {f"dirac-{name.lower()}-{update}": length for name, length in methods.items() for update in UPDATES}
     logging = ("log.every=20", "log.pictures=10_000", "diagnostic=[phase_plane]")
     run_shortened(chapter, tmp_path, lengths, *logging)
-    rows = {row[0]: row for row in of_kind(Table, chapter, tmp_path)[0].rows}
+    rows = {row[0]: row for row in of_kind(Table, chapter.section(tmp_path))[0].rows}
     assert {rows[name][-2] for name in methods} == {"does not", "does not / sublinearly", "converges"}
     assert [rows[name][-1] for name in methods] == ["yes"] * 3
 

@@ -2,11 +2,12 @@
 
 import io
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
 from comparing import same, settings_for, without_time
-from fake_cuda_graphs import Graphs
+from fake_cuda_graphs import Graphs, Waits
 from torch import nn
 
 from gancli.augment.base import Augment
@@ -73,6 +74,11 @@ SETTINGS = {
         12,
     ),
     "short floats": (["device.precision=bf16"], 10),
+    "micro-batches": (["train.accumulate=2", "penalty=[r1,wgan_gp]", "penalty.r1.interval=3", "conditional=true"], 16),
+    "alternating micro-batches": (
+        ["train.accumulate=4", "update=alternating", "update.discriminator_steps=2", *ADA, "dataset.flip=true"],
+        6,
+    ),
 }
 
 
@@ -90,6 +96,14 @@ def test_each_set_of_due_penalties_is_recorded_once(tmp_path):
     for _ in range(31):
         trainer.train_step()
     assert made.recorded == 4 + 2 + 1  # sets of penalties, optimizers, moving average
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_all_micro_batches_are_in_one_recording(tmp_path, parts):
+    trainer, made = replayed_of(tmp_path, f"train.accumulate={parts}", "update=alternating")
+    for _ in range(5):
+        trainer.train_step()
+    assert made.recorded == 2 + 2 + 1  # the players' gradients, optimizers, moving average
 
 
 def test_a_resumed_run_goes_on_as_the_one_that_never_stopped(tmp_path):
@@ -194,10 +208,11 @@ def test_what_cannot_be_recorded_is_said(tmp_path, caplog):
     assert "run without CUDA graphs (device.cuda_graph): augment Own has no strength" in said(trainer)
     trainer = trainer_of(tmp_path)
     trainer.update = Peculiar()
-    assert "run without CUDA graphs (device.cuda_graph): update Peculiar does not say" in said(trainer)
-    assert "a batch is taken in parts" in said(trainer_of(tmp_path, "train.accumulate=2"))
+    assert "run without CUDA graphs (device.cuda_graph): the update rule does not say" in said(trainer)
+    trainer.process_group = SimpleNamespace(world_size=2)
+    assert "a batch is divided among several processes" in said(trainer)
     with caplog.at_level(logging.INFO):
-        cuda_graphs.apply(trainer_of(tmp_path, "train.accumulate=2"), Graphs(), level=logging.INFO)
+        cuda_graphs.apply(trainer, Graphs(), level=logging.INFO)
     assert caplog.records[-1].levelno == logging.INFO, "graphs were not asked for"
 
 
@@ -222,6 +237,9 @@ def test_the_stand_in_is_as_strict_as_a_capture():
     for forbidden in (lambda: weight.sum().item(), lambda: torch.rand(2), lambda: torch.tensor(1.0)):
         with pytest.raises(RuntimeError, match="not permitted when stream is capturing"):
             Graphs().record(forbidden)
+    with Waits() as waits:
+        float(weight.square().sum())
+    assert waits.names == ["aten::_local_scalar_dense"]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is visible")

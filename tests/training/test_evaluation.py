@@ -9,6 +9,7 @@ import pytest
 import torch
 from comparing import same
 from conftest import TINY, train_in
+from PIL import Image
 
 from gancli import __version__
 from gancli.datasets.base import subset
@@ -270,6 +271,8 @@ def test_samples_are_of_the_averaged_generator_and_always_the_same(train, monkey
     seen, original = [], PeriodicEvaluation._generate
 
     def generate(self, generator, game, *, seed):
+        if generator is game.generator:  # which is measured once at the end
+            return original(self, generator, game, seed=seed)
         state = [value.clone() for value in game.generator.state_dict().values()]
         made = original(self, generator, game, seed=seed)
         assert torch.equal(made.data, original(self, generator, game, seed=seed).data)
@@ -287,6 +290,27 @@ def test_samples_are_of_the_averaged_generator_and_always_the_same(train, monkey
     assert seen[0].data.shape == (24, 1, 8, 8) and seen[0].data.dtype == torch.uint8
     rows = Digits().reference("train", 64)[1]
     assert seen[0].labels.tolist() == rows[subset(64, 24)].tolist(), "as often as in the data"
+
+
+@pytest.mark.parametrize(("raw", "weights"), [(-1.0, "raw"), (1e9, "ema"), (float("nan"), "ema")])
+def test_the_last_grid_is_of_the_better_weights(train, monkeypatch, caplog, raw, weights):
+    caplog.set_level("INFO")
+    monkeypatch.setattr(MetricSuite, "main_number", lambda self, samples: raw)
+    folder = train(*ON, "ema.half_life=1e9", "ema.ramp_up=null", images=32)
+    ema = rows(folder)[-1]["values"]["fd_random"]
+    record = json.loads((folder / "run.json").read_text())["starts"][-1]["samples"]
+    assert record["weights"] == weights and record["fd_random"]["ema"] == ema
+    numbers = f"fd_random {ema:.4g} by ema, {raw:.4g} by raw"
+    assert f"samples.png: from weights={weights} ({numbers})" in caplog.text
+    with Image.open(folder / "samples.png") as last, Image.open(folder / "samples" / "images-000000000032.png") as grid:
+        assert last.info["Comment"] == f"weights: {weights} ({numbers})"
+        assert (last.tobytes() == grid.tobytes()) is (weights == "ema")
+    assert ("count=64 weights=raw" in caplog.text) is (weights == "raw")
+
+
+def test_a_run_that_was_stopped_shows_the_averaged_generator(train):
+    folder = train(*ON, "train.max_time=1e-6")
+    assert json.loads((folder / "run.json").read_text())["starts"][-1]["samples"] == {"weights": "ema"}
 
 
 def test_points_are_evaluated_too(cli):

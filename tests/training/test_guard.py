@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 from comparing import last, same, settings_for, without_time
-from fake_cuda_graphs import Graphs
+from fake_cuda_graphs import Graphs, Waits
 
 from gancli.commands.train import assemble
 from gancli.errors import Diverged
@@ -61,8 +61,8 @@ def bad_batch(monkeypatch, *, at):
     """The first time that step `at` is made, its real samples are not numbers."""
     original, left = trainer.Trainer._batch, [at]
 
-    def batch(self, part, k):
-        samples, labels = original(self, part, k)
+    def batch(self, k):
+        samples, labels = original(self, k)
         return (samples * float("nan") if self.step in left and not left.clear() else samples), labels
 
     monkeypatch.setattr(trainer.Trainer, "_batch", batch)
@@ -83,6 +83,7 @@ WORDS = {
     "default": [],
     "alternating": ["update=alternating", "update.discriminator_steps=2"],
     "other optimizers": ["optimizer@optimizer.generator=sgd", "optimizer@optimizer.discriminator=optimistic_adam"],
+    "micro-batches": ["train.accumulate=2"],
 }
 
 
@@ -115,6 +116,34 @@ def assert_a_bad_step_leaves_every_bit(run, monkeypatch):
         for _ in range(2):
             run.train_step()
     assert same(before, state_of(run)) and told.value.good_images == images
+
+
+UNSEEN = ["log.every=1600", "log.pictures=1600", "log.picture_minutes=null"]
+
+
+@pytest.mark.parametrize(
+    ("words", "updates", "graphs"),
+    [
+        (["penalty=[r1,r2]", "augment=diffaugment", "conditional=true", "dataset.flip=true"], 1, False),
+        (["update=alternating", "penalty=[wgan_gp]", "augment=ada", "augment.interval=1"], 2, True),
+    ],
+)
+def test_the_host_reads_nothing_of_a_step_but_the_guards_numbers(
+    tmp_path, monkeypatch, delayed, words, updates, graphs
+):
+    run, calls = assemble(settings_for("train.images=1600", *UNSEEN, *words), folder=RunFolder(tmp_path)), []
+    if graphs:
+        cuda_graphs.apply(run, Graphs())
+    run.logger.open(run.position)
+    for _ in range(4):
+        run.logger.log_step(run.position, run.train_step())
+    for name in ("cpu", "item", "numpy", "tolist"):
+        original = getattr(torch.Tensor, name)
+        monkeypatch.setattr(torch.Tensor, name, lambda *args, f=original, **words: calls.append(f.__name__) or f(*args))
+    with Waits() as waits:
+        for _ in range(3):
+            run.logger.log_step(run.position, run.train_step())
+    assert (waits.names, calls) == ([], ["tolist"] * updates * 3)
 
 
 @pytest.mark.parametrize("words", [*WORDS.values(), ["conditional=true", "penalty=[r1,r2]", "penalty.r1.interval=2"]])

@@ -1,4 +1,4 @@
-"""`init=RUN`: a new run starts from the weights of another one, and from nothing else of it."""
+"""`init=RUN`: a new run starts from the weights of another one that fit, and from nothing else of it."""
 
 import json
 
@@ -8,7 +8,10 @@ import yaml
 from conftest import TINY, train_in
 
 from gancli.errors import UserError
+from gancli.networks.dcgan import DCGANDiscriminator, DCGANGenerator
+from gancli.networks.r3gan import R3GANDiscriminator
 from gancli.training.checkpoint import Checkpoints, read
+from gancli.training.initial_weights import Fit
 
 WEIGHTS = ("generator", "discriminator", "ema")
 
@@ -63,16 +66,63 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_takes_them_again(sour
     assert again["step"] == 1 and same(first["generator"], again["generator"])
 
 
+def test_what_does_not_fit_keeps_its_random_start_and_is_named(source, tmp_path, caplog):
+    caplog.set_level("INFO")
+    there = newest(source)
+    here = at_rest(source, tmp_path / "run", "conditional=true", "ema.half_life=1e9", "ema.ramp_up=null")
+    for name in WEIGHTS:
+        fitting = [key for key in here[name] if key in there[name] and here[name][key].shape == there[name][key].shape]
+        left = {"linear.weight", "noise.embedding.weight"} if name != "discriminator" else {"head.embedding.weight"}
+        assert here[name].keys() - set(fitting) == left
+        assert all(torch.allclose(here[name][key], there[name][key], atol=1e-6) for key in fitting)
+    assert "  generator: 5 of 7 tensors, " in caplog.text
+    assert (
+        "noise.embedding.weight ((10, 8) here, absent there), linear.weight ((256, 16) here, (256, 8) there)"
+        in caplog.text
+    )
+    assert "  discriminator: 6 of 7 tensors, " in caplog.text
+
+
+R3GAN_FINEST = {
+    "stages.0.weight",
+    *(f"stages.1.{layer}.weight" for layer in ("expand", "grouped", "reduce")),
+    "stages.3.weight",
+}
+
+
 @pytest.mark.parametrize(
-    ("words", "text"),
+    ("kind", "changed", "left", "is_from_the_end"),
     [
-        (["network.generator.channels=4"], r"generator\.linear\.weight is \(.*\) here and \(.*\) there"),
-        (["network.discriminator.hidden=8"], r"discriminator\..* is .* here and absent there"),
+        # At twice the size and half the channels the coarse stages are the same, a discriminator's last ones.
+        (DCGANGenerator, {"image_shape": (3, 32, 32), "channels": 4}, {"stages.5.weight", "stages.8.weight"}, False),
+        (DCGANDiscriminator, {"image_shape": (3, 32, 32), "channels": 4}, {"stages.0.weight", "stages.2.weight"}, True),
+        (R3GANDiscriminator, {"image_shape": (3, 32, 32), "channels": 4}, R3GAN_FINEST, True),
+        # With the same channels it is the fine ones.
+        (DCGANDiscriminator, {"image_shape": (3, 32, 32)}, {"stages.5.weight", "head.linear.weight"}, False),
+        # Grey images and classes change the outermost layers only.
+        (DCGANGenerator, {"image_shape": (1, 16, 16)}, {"stages.5.weight"}, False),
+        (DCGANDiscriminator, {"image_shape": (1, 16, 16)}, {"stages.0.weight"}, False),
+        (DCGANDiscriminator, {"num_classes": 3}, {"head.embedding.weight"}, False),
+        (DCGANDiscriminator, {}, set(), False),
     ],
 )
-def test_the_first_tensor_that_does_not_fit_is_named(source, tmp_path, words, text):
-    with pytest.raises(UserError, match=rf"init={source}: {text}; give this run"):
-        at_rest(source, tmp_path / "run", *words)
+def test_stages_are_taken_where_they_fit(kind, changed, left, is_from_the_end):
+    known = {"image_shape": (3, 16, 16), "channels": 8, **({"latent_dim": 4} if kind is DCGANGenerator else {})}
+    here, there = kind(**{**known, **changed}), kind(**known)
+    fit = Fit(here, there.state_dict())
+    here.load_state_dict(fit.taken, strict=False)
+    assert {name for name in fit.left if name.endswith("weight") and fit.here[name].ndim > 1} == left
+    assert fit.is_from_the_end is is_from_the_end
+    pool = {tuple(tensor.flatten().tolist()) for tensor in there.state_dict().values()}
+    assert all(tuple(here.state_dict()[name].flatten().tolist()) in pool for name in fit.taken)
+
+
+def test_a_run_of_which_nothing_fits_is_refused(source, tmp_path):
+    text = (
+        r"no parameter of the discriminator there fits the one here, not inner\.stages\.0\.weight \(.* absent there\)"
+    )
+    with pytest.raises(UserError, match=f"init={source}: {text}; give this run"):
+        at_rest(source, tmp_path / "run", "pack=2")
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 

@@ -62,6 +62,7 @@ def test_pictures_in_the_run_folder(trained):
         Image.open(trained / "samples" / "images-000000000064.png") as grid,
     ):
         assert last.size == grid.size and last.tobytes() == grid.tobytes()
+        assert last.info["Comment"] == "weights: ema"
 
 
 def test_points_are_drawn_too(train, cli):

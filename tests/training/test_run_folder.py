@@ -42,6 +42,15 @@ def test_rows_of_training_after_a_checkpoint_are_deleted(folder):
     assert [(row["images"], row["by"]) for row in folder.read_evaluations()] == [(16, "train"), (32, "evaluate")]
 
 
+def test_sample_grids_after_a_checkpoint_are_deleted(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.samples.mkdir()
+    for file in (*map(folder.sample_grid, (0, 16, 32)), folder.samples / "grid-images-000000000032-ema.png"):
+        file.touch()
+    folder.truncate_after(16)
+    assert list(folder.sample_grids()) == [0, 16] and len(list(folder.samples.iterdir())) == 3
+
+
 @pytest.mark.parametrize("content", [b"\xff\n", b"[1]\n", b'"x"\n', b"null\n", b'{"images": "many"}\n', b"{}\n"])
 def test_lines_that_are_no_rows_are_skipped(tmp_path, content):
     folder = RunFolder(tmp_path)

@@ -1,0 +1,102 @@
+"""A light generator for photographs, after FastGAN (Liu et al., ICLR 2021), for sides that halve down to 4 .. 7."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d, glu, pad
+
+from gancli.networks.base import Generator
+from gancli.networks.convolution import Conv2d, ConvTranspose2d
+from gancli.networks.layers import ClassEmbedding, dcgan_, make_norm, stages_for, widths_for
+
+_GATE_STAGES = 4  # between the map that a gate is computed from and the one that it scales, as in the paper
+_GATE_SIDE = 4  # pixels to which the former is averaged
+
+
+class FastGANGenerator(Generator):
+    """Stages of nearest-neighbour upsampling, a 3x3 convolution, batch normalisation and a GLU.
+
+    Each map is scaled, channel by channel, by a gate computed from the map of a sixteenth of its size (skip-layer
+    excitation, section 3.1 of the paper); in images below 64 pixels the finest map by one from the coarsest.
+
+    channels: of the finest map, doubled at each coarser one up to `max_channels`.
+    """
+
+    def __init__(
+        self,
+        *,
+        latent_dim: int,
+        image_shape: Sequence[int],
+        num_classes: int = 0,
+        channels: int = 16,
+        max_channels: int = 256,
+    ) -> None:
+        super().__init__(latent_dim=latent_dim, image_shape=image_shape, num_classes=num_classes)
+        count, (height, width) = stages_for(self.image_shape)
+        widths = widths_for(count + 1, channels=channels, max_channels=max_channels)[::-1]  # the coarsest first
+        self.noise = ClassEmbedding(latent_dim, num_classes)
+        self.linear = nn.Linear(self.noise.features, 2 * widths[0] * height * width, bias=False)
+        self.coarsest = (2 * widths[0], height, width)
+        self.norm = make_norm("batch", 2 * widths[0])
+        self.stages = nn.ModuleList(_Stage(*pair) for pair in pairwise(widths))
+        reach = min(_GATE_STAGES, count)
+        self.gates = nn.ModuleDict(
+            {str(fine): _Gate(widths[fine - reach], widths[fine]) for fine in range(reach, count + 1)}
+        )
+        self.reach = reach
+        self.output = Conv2d(widths[-1], self.image_shape[0], 3, padding=1)
+        dcgan_(self)
+
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        x = glu(self.norm(self.linear(self.noise(z, labels)).unflatten(1, self.coarsest)), dim=1)
+        maps = [x]
+        for index, stage in enumerate(self.stages, start=1):
+            x = stage(x)
+            if str(index) in self.gates:
+                x = x * self.gates[str(index)](maps[index - self.reach])
+            maps.append(x)
+        images: Tensor = self.output(x).tanh()
+        return images
+
+
+class _Stage(nn.Module):
+    """Maps (B, before, H, W) to (B, after, 2 H, 2 W)."""
+
+    def __init__(self, before: int, after: int) -> None:
+        super().__init__()
+        self.upsample = UpsampledConv2d(before, 2 * after)
+        self.norm = make_norm("batch", 2 * after)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return glu(self.norm(self.upsample(x)), dim=1)
+
+
+class UpsampledConv2d(ConvTranspose2d):
+    """Doubles a map by nearest neighbours and convolves it by 3x3: (B, before, H, W) to (B, after, 2 H, 2 W).
+
+    Computed as one transposed convolution, whose 4x4 kernel is the 3x3 one summed over the 2x2 equal pixels: 4 instead
+    of 9 products for each output pixel.
+    """
+
+    def __init__(self, before: int, after: int) -> None:
+        super().__init__(before, after, 3, stride=2, padding=1, bias=False)
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        padded = pad(self.weight, (1, 1, 1, 1))
+        kernel = padded[..., 1:, 1:] + padded[..., 1:, :-1] + padded[..., :-1, 1:] + padded[..., :-1, :-1]
+        return self.convolve_with(input, kernel, None)
+
+
+class _Gate(nn.Module):
+    """Skip-layer excitation: a map (B, before, H, W) to factors (B, after, 1, 1) between 0 and 1."""
+
+    def __init__(self, before: int, after: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(Conv2d(before, after, _GATE_SIDE), nn.SiLU(), Conv2d(after, after, 1), nn.Sigmoid())
+
+    def forward(self, coarse: Tensor) -> Tensor:
+        gate: Tensor = self.layers(adaptive_avg_pool2d(coarse, _GATE_SIDE))
+        return gate

@@ -1,0 +1,29 @@
+import pytest
+import torch
+from torch.nn.functional import conv2d, interpolate
+
+from gancli.networks.fastgan import FastGANGenerator, UpsampledConv2d
+
+
+def test_a_stage_upsamples_by_nearest_neighbours_and_convolves_by_3x3() -> None:
+    torch.manual_seed(0)
+    layer, x = UpsampledConv2d(3, 5), torch.randn(2, 3, 7, 6)
+    kernel = layer.weight.transpose(0, 1).flip(2, 3)  # a transposed convolution's weight is (in, out, k, k), mirrored
+    torch.testing.assert_close(layer(x), conv2d(interpolate(x, scale_factor=2.0), kernel, padding=1))
+
+
+@pytest.mark.parametrize(
+    ("side", "gated"), [(8, {"1": 1}), (32, {"3": 3}), (64, {"4": 4}), (256, {"4": 4, "5": 4, "6": 4})]
+)
+def test_maps_are_gated_by_those_of_a_sixteenth_of_their_size(side: int, gated: dict[str, int]) -> None:
+    generator = FastGANGenerator(latent_dim=4, image_shape=(3, side, side), channels=2, max_channels=4)
+    assert set(generator.gates) == set(gated)
+    z = torch.randn(2, 4)
+    images = generator(z)
+    for number, stages in gated.items():
+        assert generator.reach == stages
+        bias = generator.gates[number].layers[2].bias
+        before = bias.detach().clone()
+        torch.nn.init.constant_(bias, -100.0)  # a gate of 0
+        assert not torch.allclose(generator(z), images)
+        bias.data.copy_(before)

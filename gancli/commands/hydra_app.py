@@ -197,10 +197,10 @@ def _first_line(hydra: Any, settings: Mapping[str, Any]) -> str:
     command, parts = hydra.runtime.choices["hydra/help"], list[str]()
     if command in ("train", "doctor") and settings["resume"] in ("never", "auto"):  # else the settings are the run's
         choices = hydra.runtime.choices
-        chosen = {group: choices[group] for group in ("experiment", "dataset", "network", "loss")}
-        players = ("network/generator", "network/discriminator")
-        chosen |= {group: choices[group] for group in players if choices.get(group) != choices["network"]}
-        parts.append(" ".join(f"{group}={choice}" for group, choice in chosen.items() if choice))
+        groups = ["experiment", "dataset", "network", "network/generator", "network/discriminator", "loss"]
+        chosen = {group: choices.get(group) for group in groups}
+        implied = {group for group in groups if group.startswith("network/") and chosen[group] == chosen["network"]}
+        parts.append(" ".join(f"{group}={chosen[group]}" for group in groups if chosen[group] and group not in implied))
     if command == "train":
         parts.append(f"run folder {os.path.relpath(hydra.runtime.output_dir)}")
     if settings.get("run") is not None:

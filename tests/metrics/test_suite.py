@@ -1,7 +1,9 @@
 """Which metrics apply to which data, what samples are compared with, and the protocol of the numbers."""
 
+import copy
 import math
 from importlib import metadata
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -133,9 +135,25 @@ def test_the_protocol_of_images(digits, random):
         "features_hash": random.hash,
         "features_accuracy": None,
         "resize": "none",
+        "shared_pretraining": None,
     }
     all_of_them = MetricSuite({"fid": FID()}, digits, features=random, reference_count=9_999)
     assert all_of_them.protocol()["reference_count"] == 1617
+
+
+def test_features_of_the_discriminators_own_pretraining_are_told(digits, random, caplog):
+    def shared(of_features, of_discriminator):
+        features = copy.copy(random)
+        caplog.clear()
+        features.pretrained_on = of_features
+        against = SimpleNamespace(pretrained_on=of_discriminator)
+        suite = MetricSuite({"fid": FID()}, digits, features=features, reference_count=50, discriminator=against)
+        assert suite.protocol()["shared_pretraining"] == suite.shared_pretraining
+        assert bool(suite.shared_pretraining) == ("were both pretrained on" in caplog.text)
+        return suite.shared_pretraining
+
+    assert shared("ImageNet", "ImageNet") == "ImageNet"
+    assert shared("ImageNet", None) is shared(None, "ImageNet") is shared(None, None) is None
 
 
 def test_the_protocol_of_points():

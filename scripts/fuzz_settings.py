@@ -53,7 +53,13 @@ POINTS = [
     *("metric=[modes]", "network.generator.depth=1", "network.discriminator.depth=1"),
 ]
 LINE = ["dataset=distribution_1d", *POINTS[1:4], "metric=[line]"]
-SMALL = ["network.generator.channels=4", "network.discriminator.channels=4", "metric=[fid]", "metric/features=random", "metric.features.width=4"]
+SMALL = [
+    "network.generator.channels=4",
+    "network.discriminator.channels=4",
+    "metric=[fid]",
+    "metric/features=random",
+    "metric.features.width=4",
+]
 IMAGES = [*SMALL, "dataset=folder", "dataset.path=photos", "dataset.resolution=8"]
 SCHEDULED = {  # key -> what it needs
     **{"optimizer.generator.lr": [], "penalty.r1.weight": [], "ema.half_life": []},

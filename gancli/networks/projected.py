@@ -7,7 +7,6 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
 
 from gancli.errors import SettingError, require_at_least, require_between
 from gancli.networks.base import Discriminator
@@ -15,6 +14,7 @@ from gancli.networks.convolution import Conv2d
 from gancli.networks.dcgan import DCGANDiscriminator
 from gancli.networks.efficientnet import PRETRAINED_ON, SIDE, STRIDES, EfficientNetLite
 from gancli.networks.layers import ProjectionHead, apply_spectral_norm, he_, widths_for
+from gancli.networks.resampling import bilinear
 
 _SLOPE = 0.2
 _COARSEST = 4  # pixels of the smaller side of the map from which a head computes its logit, or fewer
@@ -58,7 +58,8 @@ class ProjectedDiscriminator(Discriminator):
         require_between(SIDE, 1_024, side=side)
         height, width = self.image_shape[1:]
         scale = max(1.0, side / min(height, width))
-        self.sides = (round(scale * height), round(scale * width))
+        larger = (round(scale * height), round(scale * width))
+        self.enlarge = nn.Identity() if scale == 1 else bilinear((height, width), larger)
         widths = widths_for(len(STRIDES), channels=channels, max_channels=max_channels)
         self.features = EfficientNetLite(1, needed_by="network/discriminator=projected")
         self.across_channels = nn.ModuleList(
@@ -67,9 +68,11 @@ class ProjectedDiscriminator(Discriminator):
         self.across_scales = nn.ModuleList(
             _frozen(nn.Conv2d(coarse, fine, 3, padding=1)) for fine, coarse in pairwise(widths)
         )
-        with torch.no_grad():
-            maps = self._mixtures(torch.zeros(1, *self.image_shape))
-        self.heads = nn.ModuleList(_Head(each.shape[1:], num_classes, max_channels=max_channels) for each in maps)
+        sides = [(-(-larger[0] // stride), -(-larger[1] // stride)) for stride in STRIDES]  # the maps' (height, width)
+        self.upsample = nn.ModuleList(bilinear(coarse, fine) for fine, coarse in pairwise(sides))
+        self.heads = nn.ModuleList(
+            _Head(*of_scale, num_classes, max_channels=max_channels) for of_scale in zip(widths, sides, strict=True)
+        )
         require_at_least(0, pixels=pixels)
         self.on_pixels = (
             DCGANDiscriminator(
@@ -91,22 +94,23 @@ class ProjectedDiscriminator(Discriminator):
 
     def _mixtures(self, x: Tensor) -> list[Tensor]:
         """Returns the mixed features of images (B, C, H, W), the finest first, each (B, widths[i], H', W')."""
-        if self.sides != x.shape[2:]:
-            x = interpolate(x, size=self.sides, mode="bilinear")
-        maps = [mix(each) for mix, each in zip(self.across_channels, self.features(x), strict=True)]
+        features = self.features(self.enlarge(x))
+        maps = [mix(each) for mix, each in zip(self.across_channels, features, strict=True)]
         for index in reversed(range(len(self.across_scales))):
-            fine, coarse = maps[index], self.across_scales[index](maps[index + 1])
-            coarse = interpolate(coarse, size=fine.shape[2:], mode="bilinear")
-            maps[index] = (fine + coarse) * 0.5**0.5  # keeps the scale
+            coarser = self.upsample[index](self.across_scales[index](maps[index + 1]))
+            maps[index] = (maps[index] + coarser) * 0.5**0.5  # keeps the scale
         return maps
 
 
 class _Head(nn.Module):
-    """Convolutions down to `_COARSEST` pixels, at least one, and a projection head: maps (B, *shape) to logits (B,)."""
+    """Convolutions down to `_COARSEST` pixels, at least one, and a projection head: maps (B, C, H, W) to logits (B,).
 
-    def __init__(self, shape: Sequence[int], num_classes: int, *, max_channels: int) -> None:
+    side: (H, W).
+    """
+
+    def __init__(self, channels: int, side: tuple[int, int], num_classes: int, *, max_channels: int) -> None:
         super().__init__()
-        channels, height, width = shape
+        height, width = side
         layers: list[nn.Module] = []
         while min(height, width) > _COARSEST:
             after = min(2 * channels, max_channels)

@@ -27,6 +27,7 @@ from gancli.networks.layers import (
     stages_for,
     widths_for,
 )
+from gancli.networks.resampling import Resample, bilinear
 
 _SLOPE = 0.2
 _LAYERS_PER_BLOCK = 3
@@ -160,47 +161,14 @@ def _change_channels(before: int, after: int) -> nn.Module:
     return nn.Identity() if before == after else he_(Conv2d(before, after, 1, bias=False), slope=1)
 
 
-class _Resample(nn.Module):
-    """Multiplies the columns and the rows of maps (B, C, H, W) by one matrix each: (B, C, H', W').
-
-    rows: (H', H), columns: (W', W). In channels_last both products read the maps as they lie in memory. Unlike those of
-    `interpolate`, the derivatives of every order are products too, and add in a fixed order on a GPU.
-    """
-
-    def __init__(self, rows: Tensor, columns: Tensor) -> None:
-        super().__init__()
-        # Buffers, so that they move to the GPU with the network; a copy in each pass would make the GPU wait.
-        self.rows, self.columns = nn.Buffer(rows, persistent=False), nn.Buffer(columns, persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        batch, channels, height, width = x.shape
-        x = x.permute(0, 2, 3, 1).reshape(batch, height, width * channels)
-        x = torch.bmm(self.rows.expand(batch, -1, -1), x).view(-1, width, channels)
-        x = torch.bmm(self.columns.expand(len(x), -1, -1), x)
-        return x.view(batch, len(self.rows), len(self.columns), channels).permute(0, 3, 1, 2)
-
-
 def _up(height: int, width: int) -> nn.Module:
-    """Returns bilinear upsampling by 2, the same as `interpolate(mode="bilinear")`, of maps of this size.
-
-    Each new pixel is 3/4 of the nearest old one and 1/4 of the next, edges replicated.
-    """
-    return _Resample(*(_double(size) for size in (height, width)))
+    """Returns bilinear upsampling by 2, the same as `interpolate(mode="bilinear")`, of maps of this size."""
+    return bilinear((height, width), (2 * height, 2 * width))
 
 
 def _down(height: int, width: int) -> nn.Module:
     """Returns bilinear downsampling by 2, with [1, 3, 3, 1] / 8 along each side and zero padding, to this size."""
-    return _Resample(*(_halve(size) for size in (height, width)))
-
-
-def _double(size: int) -> Tensor:
-    """Returns the (2 size, size) matrix of `_up` along one side."""
-    matrix = torch.zeros(2 * size, size)
-    for new in range(2 * size):
-        nearest, following = new // 2, new // 2 + (1 if new % 2 else -1)
-        matrix[new, nearest] += 0.75
-        matrix[new, min(max(following, 0), size - 1)] += 0.25
-    return matrix
+    return Resample(*(_halve(size) for size in (height, width)))
 
 
 def _halve(size: int) -> Tensor:

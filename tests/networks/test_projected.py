@@ -37,18 +37,19 @@ def test_folded_features_are_those_of_the_package():
 
 @needs_weights
 @pytest.mark.parametrize("shape", [(3, 64, 64), (1, 32, 32), (1, 28, 28), (3, 8, 16)], ids=str)
-def test_a_logit_per_scale_for_each_sample(shape):
+def test_a_logit_per_scale_and_one_of_the_pixels_for_each_sample(shape):
     discriminator = ProjectedDiscriminator(image_shape=shape, **SMALL).eval()
     x = torch.rand(3, *shape) * 2 - 1
     logits = discriminator(x)
-    assert logits.shape == (3, 4) and discriminator.per_sample
+    assert logits.shape == (3, 5) and discriminator.per_sample
+    assert ProjectedDiscriminator(image_shape=shape, pixels=0, **SMALL)(x).shape == (3, 4)
     torch.testing.assert_close(discriminator(x[:1]), logits[:1], atol=1e-4, rtol=1e-4)
     assert logits.std(0).min() > 0, "each head sees the images"
 
 
 @needs_weights
 def test_only_the_heads_are_trained_and_saved_weights_are_named_by_their_hash(discriminator):
-    assert {name.split(".")[0] for name, _ in discriminator.named_parameters()} == {"heads"}
+    assert {name.split(".")[0] for name, _ in discriminator.named_parameters()} == {"heads", "on_pixels"}
     state = discriminator.state_dict()
     pretrained = [name for name in state if name.startswith("features.")]
     assert pretrained == ["features.hash_bytes"] and any(name.startswith("across_scales.") for name in state)

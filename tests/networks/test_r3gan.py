@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, leaky_relu
 
 from gancli.errors import SettingError
-from gancli.networks import r3gan
+from gancli.networks import r3gan, resampling
 from gancli.networks.r3gan import R3GANDiscriminator, R3GANGenerator
 
 SMALL = {"channels": 4, "max_channels": 8}
@@ -281,3 +281,10 @@ def test_wrong_settings_are_named(settings: dict, text: str) -> None:
         with pytest.raises(SettingError) as caught:
             make(**{"image_shape": (1, 8, 8), **settings})
         assert str(caught.value).startswith(text)
+
+
+@pytest.mark.parametrize(("before", "after"), [((4, 6), (8, 12)), ((7, 3), (9, 5)), ((2, 2), (2, 2))])
+def test_resampling_by_matrix_products_is_bilinear_interpolation(before, after):
+    maps = torch.randn(2, 3, *before, generator=torch.Generator().manual_seed(0))
+    expected = torch.nn.functional.interpolate(maps, size=after, mode="bilinear")
+    torch.testing.assert_close(resampling.bilinear(before, after)(maps), expected)

@@ -1,0 +1,40 @@
+"""Changes of the size of maps by matrix products."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+
+class Resample(nn.Module):
+    """Multiplies the columns and the rows of maps (B, C, H, W) by one matrix each: (B, C, H', W').
+
+    rows: (H', H), columns: (W', W). In channels_last both products read the maps as they lie in memory. Unlike those of
+    `interpolate`, the derivatives of every order are products too, and add in a fixed order on a GPU.
+    """
+
+    def __init__(self, rows: Tensor, columns: Tensor) -> None:
+        super().__init__()
+        # Buffers, so that they move to the GPU with the network; a copy in each pass would make the GPU wait.
+        self.rows, self.columns = nn.Buffer(rows, persistent=False), nn.Buffer(columns, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        x = x.permute(0, 2, 3, 1).reshape(batch, height, width * channels)
+        x = torch.bmm(self.rows.expand(batch, -1, -1), x).view(-1, width, channels)
+        x = torch.bmm(self.columns.expand(len(x), -1, -1), x)
+        return x.view(batch, len(self.rows), len(self.columns), channels).permute(0, 3, 1, 2)
+
+
+def bilinear(before: tuple[int, int], after: tuple[int, int]) -> Resample:
+    """Returns the same as `interpolate(mode="bilinear")` for maps of `before` (height, width) to `after`."""
+    rows, columns = (_linear(*sizes) for sizes in zip(before, after, strict=True))
+    return Resample(rows, columns)
+
+
+def _linear(before: int, after: int) -> Tensor:
+    """Returns the matrix (after, before) of linear interpolation along one side."""
+    basis = torch.eye(before)[None]  # each channel one unit vector
+    matrix: Tensor = interpolate(basis, size=after, mode="linear")[0]
+    return matrix.T.contiguous()

@@ -1,0 +1,150 @@
+#!/usr/bin/env python3
+"""Trains ways to learn photographs for the same minutes, measures them, and writes the table of docs/recipes.md.
+
+    scripts/measure_photos.py photos.zip --holdout 2000 --minutes 10
+    scripts/measure_photos.py photos.zip --methods photos --seeds 0 1 2
+    scripts/measure_photos.py --write
+
+The data is a folder or zip of photographs, of which the last `--holdout` by name are held out. Records are kept in
+docs/photos.json, one per method, data, minutes and seed, and a picture of the first samples beside it. `--write` only
+puts the table into docs/recipes.md. What follows `--` is passed to `gancli train`, and is part of the method's name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from gancli.training.run_folder import RunFolder, provenance
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS, PAGE = ROOT / "docs" / "photos.json", ROOT / "docs" / "recipes.md"
+PLAIN = ["dataset=folder", "dataset.resolution=64", "dataset.flip=true", "train.images=null"]
+METHODS = {
+    "dcgan": [*PLAIN, "network=dcgan"],
+    "resnet": [
+        *(*PLAIN, "network=resnet", "loss=hinge", "penalty=none", "train.batch_size=32"),
+        *("network.generator.channels=16", "network.discriminator.channels=16"),
+    ],
+    "r3gan": [*PLAIN, "network=r3gan", "loss=relativistic", "penalty=[r1,r2]", "augment=ada", "train.batch_size=64"],
+    "photos": ["experiment=photos"],
+    "photos_fastgan": ["experiment=photos", "network/generator=fastgan", "network.generator.channels=16"],
+    "photos_small": ["experiment=photos_small"],
+}
+COLUMNS = {
+    "images": "images",
+    "fd_efficientnet": "FD (efficientnet)",
+    "kd_efficientnet": "KD (efficientnet)",
+    "precision": "precision",
+    "recall": "recall",
+    "fd_random": "FD (random)",
+    "closer_than_holdout": "copies",
+}
+BEGIN, END = "<!-- photographs -->", "<!-- end of photographs -->"
+
+
+def split(data: Path, holdout: int, folder: Path) -> Path:
+    """Puts the images of `data` into the folders train and test, the last `holdout` by name into test."""
+    if data.is_dir():
+        files = {str(path.relative_to(data)): path.read_bytes() for path in data.rglob("*") if path.is_file()}
+    else:
+        with zipfile.ZipFile(data) as archive:
+            files = {name: archive.read(name) for name in archive.namelist() if not name.endswith("/")}
+    names = sorted(files)
+    for number, name in enumerate(names):
+        part = folder / ("train" if number < len(names) - holdout else "test")
+        part.mkdir(parents=True, exist_ok=True)
+        (part / f"{number:06d}{Path(name).suffix}").write_bytes(files[name])
+    return folder
+
+
+def gancli(*words: str) -> None:
+    subprocess.run([sys.executable, "-m", "gancli", *words], check=True)
+
+
+def measure(name: str, words: list[str], *, data: Path, minutes: float, seed: int, run: Path, count: int) -> dict:
+    """Trains and evaluates one run, and returns its record."""
+    length = [f"train.minutes={minutes}", "evaluation.every=null", f"seed={seed}"]
+    gancli("train", *METHODS[name], f"dataset.path={data}", *length, f"hydra.run.dir={run}", *words)
+    common = [f"run={run}", f"count={count}"]
+    metrics = "metric=[fid,kid,precision_recall,memorisation]"
+    gancli("evaluate", *common, metrics, "metric/features=efficientnet")
+    gancli("evaluate", *common, "metric=[fid]", "metric/features=random")
+    folder = RunFolder(run)
+    rows = folder.read_evaluations(by="evaluate")
+    values = {key: value for row in rows for key, value in row["values"].items() if key in COLUMNS}
+    last = rows[-1]
+    return {
+        "values": {"images": last["images"], **values},
+        "seconds": last["seconds"],
+        "samples": count,
+        "shared_pretraining": rows[0]["shared_pretraining"],
+        "reference_count": rows[0]["reference_count"],
+        **provenance(),
+    }
+
+
+def table(records: dict[str, dict]) -> str:
+    """Returns a row per method, data and minutes: the mean over seeds, and the standard deviation of several."""
+    rows: dict[str, list[dict]] = {}
+    for key, record in records.items():
+        rows.setdefault(key.rpartition(", seed ")[0], []).append(record)
+    lines = [
+        "| method | " + " | ".join(["seeds", *COLUMNS.values()]) + " |",
+        "| " + " | ".join(["---"] * (2 + len(COLUMNS))) + " |",
+    ]
+    for name, group in sorted(rows.items()):
+        cells = [name, str(len(group))]
+        for column in COLUMNS:
+            values = [record["values"][column] for record in group if column in record["values"]]
+            spread = f" ± {statistics.stdev(values):.2g}" if len(values) > 1 else ""
+            mean = statistics.mean(values) if values else None
+            cells.append("" if mean is None else f"{mean:,.0f}" if column == "images" else f"{mean:.4g}{spread}")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def write_page() -> None:
+    records = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    PAGE.write_text(f"{before}{BEGIN}\n{table(records)}\n{END}{rest.partition(END)[2]}")
+
+
+def main() -> None:
+    own, _, passed = " ".join(sys.argv[1:]).partition(" -- ")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path, nargs="?")
+    parser.add_argument("--holdout", type=int, default=2_000)
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--count", type=int, default=5_000)
+    parser.add_argument("--write", action="store_true")
+    arguments, words = parser.parse_args(own.split()), passed.split()
+    if arguments.data is not None:
+        with tempfile.TemporaryDirectory() as scratch:
+            data = split(arguments.data, arguments.holdout, Path(scratch, "images"))
+            for seed in arguments.seeds:
+                for name in arguments.methods:
+                    run = Path(scratch, f"{name}-{seed}")
+                    record = measure(
+                        name, words, data=data, minutes=arguments.minutes, seed=seed, run=run, count=arguments.count
+                    )
+                    title = " ".join([name, *words])
+                    key = f"`{title}`, {arguments.data.stem}, {arguments.minutes:g} minutes, seed {seed}"
+                    records = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+                    RESULTS.write_text(json.dumps({**records, key: record}, indent=2, sort_keys=True) + "\n")
+                    if seed == arguments.seeds[0]:
+                        (ROOT / "docs" / f"photos-{name}.png").unlink(missing_ok=True)
+                        gancli("sample", f"run={run}", "count=16", f"out={ROOT}/docs/photos-{name}.png")
+    write_page()
+
+
+if __name__ == "__main__":
+    main()

@@ -118,7 +118,7 @@ def write_page() -> None:
 
 def main() -> None:
     own, _, passed = " ".join(sys.argv[1:]).partition(" -- ")
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, nargs="?")
     parser.add_argument("--holdout", type=int, default=2_000)
     parser.add_argument("--minutes", type=float, default=10)

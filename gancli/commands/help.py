@@ -15,7 +15,7 @@ from gancli.overrides import typed_value
 SECTIONS = {  # of `gancli train`; a key that is in none of them comes last
     "Data and networks": ("dataset", "conditional", "prior", "network", "augment", "pack"),
     "The game": ("loss", "penalty", "update", "optimizer", "ema"),
-    "Training": ("train", "seed", "device", "resume", "init", "trust"),
+    "Training": ("train", "seed", "device", "resume", "init", "freeze", "trust"),
     "Logging and checkpoints": ("log", "checkpoint", "diagnostic"),
     "Evaluation and warnings": ("evaluation", "metric", "health", "objective"),
 }

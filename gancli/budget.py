@@ -31,8 +31,8 @@ def _resolution(budget: Budget) -> int:
 
 _CHOICES: dict[str, Callable[[Budget], int]] = {
     "resolution": _resolution,  # pixels of a side
-    "batch_size": lambda budget: 64 if budget.gpu else 32,
-    "channels": lambda budget: 64 if budget.gpu else 32,  # of the generator's finest hidden map
+    "batch_size": lambda budget: 32 if budget.gpu else 16,
+    "channels": lambda budget: 32 if budget.gpu else 16,  # of the generator's finest map
 }
 
 

@@ -34,7 +34,7 @@ METHODS = {
     ],
     "r3gan": [*PLAIN, "network=r3gan", "loss=relativistic", "penalty=[r1,r2]", "augment=ada", "train.batch_size=64"],
     "photos": ["experiment=photos"],
-    "photos_fastgan": ["experiment=photos", "network/generator=fastgan", "network.generator.channels=16"],
+    "photos_dcgan": ["experiment=photos", "network/generator=dcgan", "network.generator.channels=32"],
     "photos_small": ["experiment=photos_small"],
 }
 COLUMNS = {

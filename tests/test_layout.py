@@ -11,7 +11,18 @@ ROOMS = [  # each imports from those before it only
     *("__init__", "errors", "files", "overrides", "randomness", "schedules", "distributed", "progress"),
     *("build", "budget", "config", "device"),
     *("distributions", "priors", "losses", "augment", "networks", "datasets", "metrics"),
-    *("game", "game_value", "penalties", "updates", "optimizers", "reporting", "training", "diagnostics", "theory"),
+    *(
+        "game",
+        "game_value",
+        "penalties",
+        "updates",
+        "optimizers",
+        "reporting",
+        "training",
+        "inference",
+        "diagnostics",
+        "theory",
+    ),
     *("commands", "cli", "__main__"),
 ]
 FILES = {

@@ -8,9 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from gancli import config
 from gancli.build import build, make, resolve
@@ -18,6 +16,7 @@ from gancli.commands.parts import check_optimizer, networks
 from gancli.datasets.base import DatasetInfo, SyntheticDataset
 from gancli.errors import SettingError, UserError, require_memory
 from gancli.game import PLAYERS, Penalty
+from gancli.networks.memory_limit import MemoryChecked
 from gancli.training.initial_weights import checkpoints_of
 from gancli.training.trainer import Trainer
 from gancli.updates import Update
@@ -113,28 +112,6 @@ def _check_networks(settings: Mapping[str, Any], info: DatasetInfo, dim: int) ->
         sizes |= {f"network.{player}.{name}": value for name, value in given if isinstance(value, int)}
     with MemoryChecked(sizes):
         networks(settings, info.shape, info.num_classes or 0, dim)
-
-
-class MemoryChecked(TorchFunctionMode):
-    """Raises UserError where the weights that are made, and their gradients, come to take more memory than there is.
-
-    It does so before they are allocated. sizes: the settings of which the largest is named.
-    """
-
-    def __init__(self, sizes: Mapping[str, float]) -> None:
-        super().__init__()
-        self.sizes, self.numbers = sizes, 0
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func in (torch.empty, torch.randn):  # by which layers make their weights
-            shape = kwargs.get("size", args[0] if args and isinstance(args[0], (tuple, list)) else args)
-            self.numbers += prod(shape)
-            try:
-                require_memory(2 * _FLOAT * self.numbers, **self.sizes)
-            except SettingError as error:
-                raise UserError(str(error)) from None  # which has the whole keys already
-        return func(*args, **kwargs)
 
 
 def _check_node(node: Mapping[str, Any], key: str, world_size: int) -> None:

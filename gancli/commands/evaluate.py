@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 from gancli import config
 from gancli.build import build, is_trusted, nodes, resolve
-from gancli.commands.sample import generate, load_generator, noise_rows
 from gancli.datasets.base import Dataset
 from gancli.datasets.folder import ImagesToMeasure
 from gancli.device import Runtime
@@ -21,6 +20,8 @@ from gancli.distributed.process_group import join_process_group
 from gancli.errors import InvalidTensorFile, UserError, printable, require_at_least
 from gancli.files.atomic import atomic_write
 from gancli.files.user_paths import cache_folder, expand
+from gancli.inference.loading import load_generator
+from gancli.inference.sampling import generate, noise_rows
 from gancli.metrics.base import Number, Samples, reference_samples
 from gancli.metrics.memorisation import nearest_images
 from gancli.metrics.suite import MetricSuite, build_suite

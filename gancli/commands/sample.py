@@ -7,6 +7,7 @@ import logging
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -17,39 +18,52 @@ from torch import Tensor
 
 from gancli import config
 from gancli.build import build
-from gancli.commands.check_settings import MemoryChecked
 from gancli.datasets.base import Dataset, to_bytes
 from gancli.device import Runtime
-from gancli.distributed.process_group import join_process_group
-from gancli.errors import UserError, did_you_mean, printable, require_at_least, require_memory
-from gancli.files.atomic import atomic_folder, atomic_write
+from gancli.distributed.process_group import SINGLE_PROCESS, join_process_group
+from gancli.errors import UserError, printable, require_at_least, require_memory, require_positive
 from gancli.files.user_paths import cache_folder, expand
-from gancli.game import eval_mode
+from gancli.inference import sample_files
+from gancli.inference.directions import semantic_directions, walk_along
+from gancli.inference.loading import PARTS, load_generator
+from gancli.inference.sampling import (
+    chosen_classes,
+    classes_in_turn,
+    generate,
+    noise_rows,
+    walk_through_classes,
+    walk_through_noise,
+)
 from gancli.metrics.base import Samples
 from gancli.metrics.features import Features
 from gancli.metrics.memorisation import nearest_images
+from gancli.networks.base import Generator
 from gancli.priors import Prior
-from gancli.progress import progress
-from gancli.randomness import seeded
 from gancli.reporting import image_grids
 from gancli.reporting.streams import print_lines
 from gancli.training.checkpoint import Checkpoints
 from gancli.training.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
-_FLOAT = 4  # bytes
-BLOCK = 1024  # rows of noise drawn at once, so that row i of a seed is the same for every count and batch size
-STOPS = 4  # rows of noise on each walk of a gif
-FRAMES = 12  # of a gif, from one stop to the next
+COUNT, ROWS = 64, 8  # samples, and rows of a grid along which samples vary, unless a count is given
+COLUMNS = 9  # images along such a row, unless steps are given
+FRAMES = {"gif": 12, "mp4": 24}  # from one stop of a walk to the next, unless steps are given
+SUFFIXES = {"grid": ".png", "png": "", "npz": ".npz", "tar": "", "gif": ".gif", "mp4": ".mp4"}
+MOVING = ("gif", "mp4")
 SCHEMA = {
     "run": str,
-    "count": int,
+    "count": int | None,
     "seed": int,
     "labels": list[int | str] | int | str | None,
     "truncation": float | None,
     "checkpoint": str | int,
     "weights": Literal["ema", "raw"],
-    "format": Literal["grid", "png", "npz", "gif"],
+    "format": Literal["grid", "png", "npz", "tar", "gif", "mp4"],
+    "vary": Literal["noise", "classes", "directions"] | None,
+    "steps": int | None,
+    "reach": float,
+    "layout": Literal["auto", "classes"],
+    "shard": int,
     "scale": int | None,
     "neighbours": int | None,
     "data": str | None,
@@ -60,108 +74,158 @@ SCHEMA = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What the generator makes the samples of.
+
+    noise: (N, dim). labels: int64 (N,), float (N, classes) for mixtures, or None. columns: of a grid, None for about as
+    many as rows. frames: into which the samples are divided, in turn.
+    """
+
+    noise: Tensor
+    labels: Tensor | None
+    columns: int | None = None
+    frames: int = 1
+
+
 def run(settings: dict[str, Any]) -> Path:
     """Writes what `settings` ask for and returns the file or folder. Raises UserError, OSError."""
-    config.check(settings, SCHEMA)
-    positive = ("count", "batch_size", "scale", "neighbours")
-    require_at_least(1, **{name: settings[name] for name in positive})
-    if settings["scale"] is not None and settings["format"] not in ("grid", "gif"):
-        raise UserError(f"scale={settings['scale']}: only for format=grid and format=gif")
-    near = settings["neighbours"]
-    if near is not None and settings["format"] != "grid":
-        raise UserError(f"neighbours={near}: only for format=grid")
-    if settings["data"] is not None and near is None:
-        raise UserError(f"data={settings['data']}: only for neighbours=…, which alone need the data set")
+    settings = _checked(settings)
+    near, kind = settings["neighbours"], settings["format"]
     folder = RunFolder(expand(settings["run"], key="run"))
-    parts = ["prior", "network.generator", *([] if near is None else ["dataset", "metric.features", "evaluation"])]
+    parts = [*PARTS, *([] if near is None else ["dataset", "metric.features", "evaluation"])]
     trained = folder.settings(trust=settings["trust"], parts=tuple(parts))
     file, state = Checkpoints(folder.checkpoints).pick(settings["checkpoint"])
-    points = len(state["shape"]) != 3
-    if points and settings["format"] in ("png", "gif"):
-        raise UserError(f"format={settings['format']}: this run makes points, not images; choose grid or npz")
-    if points and near is not None:
-        raise UserError(f"neighbours={near}: this run makes points, which have no features; leave neighbours out")
-    if points and settings["scale"] is not None:
-        raise UserError(f"scale={settings['scale']}: this run makes points, which are plotted; leave scale out")
-    if settings["scale"] is not None:
-        pixels = settings["count"] * math.prod(state["shape"]) * settings["scale"] ** 2
-        require_memory(pixels, scale=settings["scale"], count=settings["count"])
-    classes = _classes(settings["labels"], state["num_classes"], folder.class_names())
+    names = folder.class_names()
+    classes = chosen_classes(settings["labels"], state["num_classes"], names)
+    _check_run(settings, shape=state["shape"], classes=classes)
+    if settings["labels"] is not None and classes is not None and len(names) == state["num_classes"]:
+        _log_classes(classes, names)
     out = _destination(settings, folder, file, classes)
-    runtime = build(settings["device"], key="device", process_group=join_process_group())
-    write = _WRITERS[settings["format"]]
-    if near is not None:
-        write = partial(_write_neighbours, *_training_images(trained, settings, runtime, shape=tuple(state["shape"])))
+    runtime: Runtime = build(settings["device"], key="device", process_group=join_process_group())
+    table = None if near is None else _training_images(trained, settings, runtime, shape=tuple(state["shape"]))
     prior = build(trained["prior"], key="prior")
     generator = runtime.place(load_generator(trained, state, prior, weights=settings["weights"], file=file))
-
-    labels = None if classes is None else torch.tensor(classes).repeat(math.ceil(settings["count"] / len(classes)))
-    labels = None if labels is None else labels[: settings["count"]]
-    noise = noise_rows(prior, settings["count"], seed=settings["seed"], truncation=settings["truncation"])
-    if settings["format"] == "gif":
-        noise = _walks(prior, noise, seed=settings["seed"], truncation=settings["truncation"])
-        labels = None if labels is None else labels.repeat(len(noise) // len(labels))
-    batches = generate(generator, runtime, noise, labels, batch_size=settings["batch_size"])
-    if not runtime.process_group.is_main_process:
-        list(batches)  # this process generates its share of them
-        return out
-    write(out, batches, noise, labels, settings)
-    kind = f"walks of {STOPS * FRAMES} frames" if settings["format"] == "gif" else "samples"
-    log.info("%s %s from %s:", f"{settings['count']:,}", kind, file.name)
-    print_lines([str(out)])
+    inputs = _inputs(settings, generator, prior, classes)
+    if kind == "tar":
+        _write_shards(out, inputs, generator, runtime, {**settings, "checkpoint": file.name})
+    else:
+        batches = generate(generator, runtime, inputs.noise, inputs.labels, batch_size=settings["batch_size"])
+        if not runtime.process_group.is_main_process:
+            list(batches)  # this process generates its share of them
+            return out
+        write = _WRITERS[kind] if table is None else partial(_write_neighbours, *table)
+        write(out, batches, inputs, settings)
+    if runtime.process_group.is_main_process:
+        what = f"walks of {inputs.frames} frames" if inputs.frames > 1 else "samples"
+        log.info("%s %s from %s:", f"{len(inputs.noise) // inputs.frames:,}", what, file.name)
+        print_lines([str(out)])
     return out
 
 
-def noise_rows(
-    prior: Prior, count: int, *, seed: int, truncation: float | None = None, stream: str = "sample"
-) -> Tensor:
-    """Returns noise (count, dim) whose row i depends on (seed, stream, i) alone. Raises SettingError."""
-    require_memory(2 * _FLOAT * count * prior.dim, count=count)  # the blocks, and all of them in one
-    rng = seeded(seed, stream)
-    blocks = [prior.sample(BLOCK, rng, truncation=truncation) for _ in range(math.ceil(count / BLOCK))]
-    return torch.cat(blocks)[:count]
+def _log_classes(classes: Sequence[int], names: Sequence[str]) -> None:
+    log.info("classes: %s", ", ".join(f"{label} ({printable(names[label])})" for label in dict.fromkeys(classes)))
 
 
-def generate(
-    generator: Any, runtime: Runtime, noise: Tensor, labels: Tensor | None, *, batch_size: int
-) -> Iterator[Tensor]:
-    """Yields samples on the CPU, batch by batch, generated by all processes together. Raises SettingError."""
-    per_sample = _FLOAT * (noise.shape[1] + math.prod(generator.image_shape))
-    require_memory(batch_size * per_sample, batch_size=batch_size)
+def _checked(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings with what follows from others. Raises UserError where they do not go together."""
+    config.check(settings, SCHEMA)
+    positive = ("count", "batch_size", "scale", "neighbours", "shard")
+    require_at_least(1, **{name: settings[name] for name in positive})
+    require_at_least(2, steps=settings["steps"])
+    require_positive(reach=settings["reach"])
+    kind, vary, near = settings["format"], settings["vary"], settings["neighbours"]
+    if settings["scale"] is not None and kind not in ("grid", *MOVING):
+        raise UserError(f"scale={settings['scale']}: only for format=grid, format=gif and format=mp4")
+    if near is not None and kind != "grid":
+        raise UserError(f"neighbours={near}: only for format=grid")
+    if settings["data"] is not None and near is None:
+        raise UserError(f"data={settings['data']}: only for neighbours=…, which alone need the data set")
+    if vary is not None and kind not in ("grid", *MOVING):
+        raise UserError(f"vary={vary}: only for format=grid, format=gif and format=mp4")
+    if settings["layout"] == "classes" and (kind != "grid" or vary is not None or near is not None):
+        raise UserError("layout=classes: a row of samples for each class, only for format=grid without vary=…")
+    if vary is not None and near is not None:
+        raise UserError(f"vary={vary}: not with neighbours=…, which fill the rows")
+    if kind in MOVING and vary is None:
+        vary = "noise"
+    if settings["steps"] is not None and vary is None:
+        raise UserError(f"steps={settings['steps']}: only where samples vary: with vary=…, format=gif or format=mp4")
+    if kind == "mp4":
+        sample_files.require_video()
+    rows = vary == "directions" or (kind == "grid" and (vary is not None or settings["layout"] == "classes"))
+    return {**settings, "vary": vary, "count": settings["count"] or (ROWS if rows else COUNT)}
 
-    def forward(rows: Tensor) -> Tensor:
-        batch_labels = None if labels is None else labels[rows].to(runtime.device)
-        with runtime.autocast():
-            return generator(noise[rows].to(runtime.device), batch_labels).float()  # type: ignore[no-any-return]
 
-    batches = runtime.process_group.map_batches(len(noise), batch_size, forward)
-    with eval_mode(generator):
-        for samples in progress(batches, title="samples", total=len(noise), size=len):
-            yield samples.cpu()
+def _check_run(settings: Mapping[str, Any], *, shape: Sequence[int], classes: Sequence[int] | None) -> None:
+    """Raises UserError where the settings do not suit a run with samples of `shape` and these `classes`."""
+    if len(shape) != 3:
+        if settings["format"] not in ("grid", "npz"):
+            raise UserError(f"format={settings['format']}: this run makes points, not images; choose grid or npz")
+        for name in ("neighbours", "scale", "vary"):
+            if settings[name] is not None:
+                raise UserError(f"{name}={settings[name]}: this run makes points, not images; leave {name} out")
+    if settings["layout"] == "classes" and classes is None:
+        raise UserError("layout=classes: this run was trained without labels; leave layout out")
+    if settings["vary"] == "classes" and len(set(classes or [])) < 2:
+        known = "was trained without labels" if classes is None else "needs two classes or more: labels=[0,1]"
+        raise UserError(f"vary=classes: this run {known}" if classes is None else f"vary=classes: {known}")
+    if settings["scale"] is not None:
+        pixels = settings["count"] * math.prod(shape) * settings["scale"] ** 2
+        require_memory(pixels, scale=settings["scale"], count=settings["count"])
 
 
-def load_generator(trained: dict[str, Any], state: dict[str, Any], prior: Prior, *, weights: str, file: Path) -> Any:
-    """Returns the generator of the checkpoint `file`, whose content is `state`.
+def _inputs(settings: Mapping[str, Any], generator: Generator, prior: Prior, classes: Sequence[int] | None) -> Inputs:
+    """Returns what the samples are made of, in the order in which they are written. Raises UserError."""
+    count, kind, vary, steps = settings["count"], settings["format"], settings["vary"], settings["steps"]
+    chosen = {"seed": settings["seed"], "truncation": settings["truncation"]}
+    labels = None if classes is None else classes_in_turn(classes, count)
+    if vary is None:
+        noise = noise_rows(prior, count, **chosen)
+        if settings["layout"] == "auto":
+            return Inputs(noise=noise, labels=labels)
+        assert classes is not None
+        return Inputs(
+            noise=noise.repeat(len(classes), 1), labels=torch.tensor(classes).repeat_interleave(count), columns=count
+        )
+    moving = kind in MOVING
+    if vary == "directions":
+        noise = _along_directions(generator, noise_rows(prior, 1, **chosen), settings)
+        labels = None if classes is None else torch.full((count,), classes[0])
+    elif vary == "noise":
+        noise = noise_rows(prior, count, **chosen)
+        noise = walk_through_noise(prior, noise, steps or (FRAMES[kind] if moving else COLUMNS - 1), **chosen)
+        noise = noise if moving else noise[: steps or COLUMNS]
+    else:
+        assert classes is not None
+        each = steps or (FRAMES[kind] if moving else max(1, (COLUMNS - 1) // (len(classes) - 1)))
+        mixtures = walk_through_classes(classes, generator.num_classes, each)
+        mixtures = mixtures if moving else mixtures[: each * (len(classes) - 1) + 1]
+        noise = noise_rows(prior, count, **chosen).expand(len(mixtures), -1, -1)
+        labels = mixtures[:, None].expand(-1, count, -1)
+    times = len(noise)  # (times, count, dim)
+    if labels is not None and labels.ndim == 1:
+        labels = labels.expand(times, -1)
+    if not moving:  # a row of the grid is one sample over all times
+        noise, labels = noise.transpose(0, 1), None if labels is None else labels.transpose(0, 1)
+    flat = None if labels is None else labels.flatten(0, 1)
+    return Inputs(noise=noise.flatten(0, 1), labels=flat, columns=times, frames=times if moving else 1)
 
-    trained: the run's settings. weights: ema or raw. Raises UserError where they do not fit the checkpoint.
-    """
-    known = {"latent_dim": prior.dim, "image_shape": tuple(state["shape"]), "num_classes": state["num_classes"]}
-    given = trained["network"]["generator"].items()
-    sizes = {f"network.generator.{name}": value for name, value in given if isinstance(value, int)}
-    with MemoryChecked({"prior.dim": prior.dim, **sizes}):
-        generator = build(trained["network"]["generator"], key="network.generator", **known)
-    try:
-        generator.load_state_dict(state["ema" if weights == "ema" else "generator"])
-    except RuntimeError as error:
-        reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-        raise UserError(f"{file} holds another network than the run's config.yaml describes: {reason}") from None
-    return generator
+
+def _along_directions(generator: Generator, noise: Tensor, settings: Mapping[str, Any]) -> Tensor:
+    """Returns noise (times, count, dim): one sample moved along each of `count` directions; back too in a film."""
+    directions, strengths = semantic_directions(generator, settings["count"])
+    log.info("directions: singular values %s", ", ".join(f"{value:.3g}" for value in strengths.tolist()))
+    moving = settings["format"] in MOVING
+    steps = settings["steps"] or (2 * FRAMES[settings["format"]] if moving else COLUMNS)
+    along = walk_along(noise[0], directions, steps, reach=settings["reach"])
+    return torch.cat([along, along.flip(0)[1:-1]]) if moving else along
 
 
 def _destination(settings: dict[str, Any], folder: RunFolder, file: Path, classes: Sequence[int] | None) -> Path:
     """Returns the file or folder to write, whose parent exists then. file: the checkpoint. Raises UserError."""
     kind = settings["format"]
-    suffix = {"grid": ".png", "png": "", "npz": ".npz", "gif": ".gif"}[kind]
+    suffix = SUFFIXES[kind]
     if settings["out"] is not None:
         out = expand(settings["out"], key="out")
     else:
@@ -171,11 +235,11 @@ def _destination(settings: dict[str, Any], folder: RunFolder, file: Path, classe
     in_use = out.exists() and not (out.is_dir() and not any(out.iterdir()))
     if in_use and not settings["overwrite"]:
         raise UserError(f"out={out}: exists already; overwrite=true replaces it, or choose another out")
-    if kind == "png" and out.exists() and not out.is_dir():
-        raise UserError(f"out={out}: is a file, and format=png writes a folder")
-    if kind != "png" and out.is_dir():
+    if not suffix and out.exists() and not out.is_dir():
+        raise UserError(f"out={out}: is a file, and format={kind} writes a folder")
+    if suffix and out.is_dir():
         raise UserError(f"out={out}: is a folder, and format={kind} writes one file")
-    if kind == "png" and out.is_dir():
+    if out.is_dir():
         _check_replaceable(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     return out
@@ -187,7 +251,11 @@ def _default_name(settings: Mapping[str, Any], file: Path, classes: Sequence[int
     if classes is not None and settings["labels"] is not None:
         labels = "_".join(map(str, classes))
         parts.append("labels" + (labels if len(labels) <= 40 else hashlib.sha256(labels.encode()).hexdigest()[:12]))
-    parts += [f"{key}{settings[key]}" for key in ("truncation", "scale", "neighbours") if settings[key] is not None]
+    optional = ["vary", "steps", "truncation", "scale", "neighbours"]
+    optional += ["reach"] if settings["vary"] == "directions" else []
+    parts += [f"{key}{settings[key]}" for key in optional if settings[key] is not None]
+    parts += [f"layout{settings['layout']}"] if settings["layout"] != "auto" else []
+    parts += [f"shard{settings['shard']}"] if settings["format"] == "tar" else []
     return "-".join(parts)
 
 
@@ -196,55 +264,11 @@ def _check_replaceable(out: Path) -> None:
     if out.is_mount() or out.resolve() == Path.cwd():
         raise UserError(f"out={out}: would be replaced as a whole, which it cannot be; give a folder in it")
     for path in out.iterdir():
-        is_sample = re.fullmatch(r"\d{5,}\.png", path.name) and path.is_file() and not path.is_symlink()
-        if not is_sample or not image_grids.is_by_gancli(path):
+        plain = path.is_file() and not path.is_symlink()
+        is_png = plain and re.fullmatch(r"\d{5,}\.png", path.name) and image_grids.is_by_gancli(path)
+        is_shard = plain and (path.name == sample_files.MANIFEST or re.fullmatch(r"samples-\d{5,}\.tar", path.name))
+        if not (is_png or (is_shard and sample_files.is_manifest(out / sample_files.MANIFEST))):
             raise UserError(f"out={out}: holds {path.name}, which is no sample of gancli; choose another out")
-
-
-def _classes(chosen: list[int | str] | int | str | None, num_classes: int, names: Sequence[str]) -> list[int] | None:
-    """Returns the chosen classes (all for None), which are sampled in turn; None for a run without labels.
-
-    chosen: numbers, or some of `names`, those of all classes in order, where they have names. Raises UserError.
-    """
-    if not num_classes:
-        if chosen is not None:
-            raise UserError(f"labels={chosen}: this run was trained without labels; leave labels out")
-        return None
-    wanted = list(range(num_classes)) if chosen is None else chosen if isinstance(chosen, list) else [chosen]
-    labels = [label if isinstance(label, int) else _label_of(label, names) for label in wanted]
-    if not labels or not all(0 <= label < num_classes for label in labels):
-        raise UserError(f"labels={chosen}: classes of this run are 0 to {num_classes - 1}")
-    if chosen is not None and len(names) == num_classes:
-        log.info("classes: %s", ", ".join(f"{label} ({printable(names[label])})" for label in dict.fromkeys(labels)))
-    return labels
-
-
-def _label_of(name: str, names: Sequence[str]) -> int:
-    if name in names:
-        return names.index(name)
-    known = ", ".join(map(printable, names[:20])) + (", … (all in run.json)" if len(names) > 20 else "")
-    has = f"; its classes are {known}" if names else ", whose classes have numbers only"
-    raise UserError(f"labels={printable(name)}: no class of this run{has}{did_you_mean(name, names)}")
-
-
-def _walks(prior: Prior, noise: Tensor, *, seed: int, truncation: float | None) -> Tensor:
-    """Returns closed walks that start at the rows of `noise` (count, dim), frame by frame: (frames * count, dim)."""
-    count = len(noise)
-    streams = [f"stop {number}" for number in range(1, STOPS)]
-    others = [noise_rows(prior, count, seed=seed, truncation=truncation, stream=stream) for stream in streams]
-    stops = [noise, *others, noise]
-    frames = [
-        prior.between(stops[stop], stops[stop + 1], frame / FRAMES) for stop in range(STOPS) for frame in range(FRAMES)
-    ]
-    return torch.cat(frames)
-
-
-def _write_grid(
-    out: Path, batches: Iterator[Tensor], noise: Tensor, labels: Tensor | None, settings: Mapping[str, Any]
-) -> None:
-    samples = torch.cat(list(batches))
-    limits = image_grids.limits(samples) if samples.ndim == 2 else None
-    image_grids.write_png(out, image_grids.picture(samples, limits=limits, scale=settings["scale"]))
 
 
 def _training_images(
@@ -272,8 +296,7 @@ def _write_neighbours(
     like: Samples,
     out: Path,
     batches: Iterator[Tensor],
-    noise: Tensor,
-    labels: Tensor | None,
+    inputs: Inputs,
     settings: Mapping[str, Any],
 ) -> None:
     """Writes a row for each sample: itself, and the training images that are nearest to it, the nearest first."""
@@ -284,42 +307,44 @@ def _write_neighbours(
     image_grids.write_png(out, image_grids.table(images, headings=headings, scale=settings["scale"]))
 
 
-def _write_pngs(
-    out: Path, batches: Iterator[Tensor], noise: Tensor, labels: Tensor | None, settings: Mapping[str, Any]
-) -> None:
-    digits, number = max(5, len(str(len(noise) - 1))), 0
-    with atomic_folder(out.resolve()) as folder:
-        for batch in batches:
-            for image in image_grids.to_uint8(batch):
-                (folder / f"{number:0{digits}d}.png").write_bytes(image_grids.encode_png(image))
-                number += 1
+def _write_grid(out: Path, batches: Iterator[Tensor], inputs: Inputs, settings: Mapping[str, Any]) -> None:
+    samples = torch.cat(list(batches))
+    limits = image_grids.limits(samples) if samples.ndim == 2 else None
+    picture = image_grids.picture(samples, limits=limits, columns=inputs.columns, scale=settings["scale"])
+    image_grids.write_png(out, picture)
 
 
-def _write_arrays(
-    out: Path, batches: Iterator[Tensor], noise: Tensor, labels: Tensor | None, settings: Mapping[str, Any]
-) -> None:
-    import io
-
-    # Images become bytes batch by batch, since those of all batches may not fit in memory as floats.
-    parts = [batch.numpy() if batch.ndim == 2 else image_grids.to_uint8(batch) for batch in batches]
-    arrays = {"points" if parts[0].ndim == 2 else "images": np.concatenate(parts), "z": noise.numpy()}
-    arrays["labels"] = np.full(len(noise), -1) if labels is None else labels.numpy()
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)  # type: ignore[arg-type]
-    atomic_write(out, buffer.getbuffer())
-
-
-def _write_gif(
-    out: Path, batches: Iterator[Tensor], noise: Tensor, labels: Tensor | None, settings: Mapping[str, Any]
-) -> None:
+def _frames(batches: Iterator[Tensor], inputs: Inputs, settings: Mapping[str, Any]) -> list[image_grids.Array]:
     images = np.concatenate([image_grids.to_uint8(batch) for batch in batches])
-    frames = (image_grids.grid(frame, scale=settings["scale"]) for frame in np.split(images, STOPS * FRAMES))
-    image_grids.write_gif(out, frames, milliseconds=60)
+    return [image_grids.grid(frame, scale=settings["scale"]) for frame in np.split(images, inputs.frames)]
 
 
-_WRITERS: dict[str, Callable[[Path, Iterator[Tensor], Tensor, Tensor | None, Mapping[str, Any]], None]] = {
+def _write_shards(
+    out: Path, inputs: Inputs, generator: Generator, runtime: Runtime, settings: Mapping[str, Any]
+) -> None:
+    def generate_rows(rows: slice) -> Iterator[Tensor]:
+        labels = None if inputs.labels is None else inputs.labels[rows]
+        alone = {"batch_size": settings["batch_size"], "process_group": SINGLE_PROCESS}
+        return generate(generator, runtime, inputs.noise[rows], labels, **alone)
+
+    about = {name: settings[name] for name in ("run", "checkpoint", "weights", "seed", "labels", "truncation")}
+    sample_files.write_shards(
+        out,
+        generate_rows,
+        inputs.labels,
+        count=len(inputs.noise),
+        per_shard=settings["shard"],
+        about=about,
+        process_group=runtime.process_group,
+    )
+
+
+_WRITERS: dict[str, Callable[[Path, Iterator[Tensor], Inputs, Mapping[str, Any]], None]] = {
     "grid": _write_grid,
-    "png": _write_pngs,
-    "npz": _write_arrays,
-    "gif": _write_gif,
+    "png": lambda out, batches, inputs, _: sample_files.write_pngs(out, batches, len(inputs.noise)),
+    "npz": lambda out, batches, inputs, _: sample_files.write_arrays(out, batches, inputs.noise, inputs.labels),
+    "gif": lambda out, batches, inputs, settings: image_grids.write_gif(
+        out, _frames(batches, inputs, settings), milliseconds=sample_files.GIF_MILLISECONDS
+    ),
+    "mp4": lambda out, batches, inputs, settings: sample_files.write_mp4(out, _frames(batches, inputs, settings)),
 }

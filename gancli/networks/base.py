@@ -31,8 +31,15 @@ class Generator(nn.Module, ABC):
 
         Images are in [-1, 1] where the network ends in a tanh; without one it has to learn that range. Points are
         unbounded. Raises ValueError where the network has classes and `labels` is None; without classes, labels are
-        ignored.
+        ignored. Networks of gancli also take float labels (B, num_classes), shares of classes (see `ClassEmbedding`).
         """
+
+    def first_weight(self) -> Tensor | None:
+        """Returns the weight (features, latent_dim) of the linear map that the noise goes through first, if any.
+
+        The directions in which samples change most are computed from it (see `inference.directions`).
+        """
+        return None
 
     def logged_parameters(self) -> dict[str, Tensor]:
         """Returns name -> 0-dim tensor to log beside the losses, for networks of few parameters."""

@@ -78,6 +78,9 @@ class DCGANGenerator(Generator):
         images: Tensor = self.stages(self.linear(self.noise(z, labels)).unflatten(1, self.coarsest))
         return images
 
+    def first_weight(self) -> Tensor:
+        return self.linear.weight[:, : self.latent_dim]
+
 
 class DCGANDiscriminator(Discriminator):
     """A 4x4 convolution of stride 2 and a leaky ReLU per stage, then a projection head.

@@ -63,6 +63,9 @@ class FastGANGenerator(Generator):
         images: Tensor = self.output(x).tanh()
         return images
 
+    def first_weight(self) -> Tensor:
+        return self.linear.weight[:, : self.latent_dim]
+
 
 class _Stage(nn.Module):
     """Maps (B, before, H, W) to (B, after, 2 H, 2 W)."""

@@ -126,7 +126,12 @@ class ClassEmbedding(nn.Module):
         self.features = latent_dim * (2 if num_classes else 1)
 
     def forward(self, z: Tensor, labels: Tensor | None) -> Tensor:
-        return z if self.embedding is None else torch.cat([z, self.embedding(require_labels(labels))], dim=1)
+        """labels: int64 (B,), or float (B, num_classes), the shares of the classes in a mixture of their embeddings."""
+        if self.embedding is None:
+            return z
+        labels = require_labels(labels)
+        embedded = labels @ self.embedding.weight if labels.is_floating_point() else self.embedding(labels)
+        return torch.cat([z, embedded], dim=1)
 
 
 class ProjectionHead(nn.Module):

@@ -57,6 +57,11 @@ class MLPGenerator(Generator):
         samples: Tensor = flat.unflatten(1, self.image_shape)
         return samples
 
+    def first_weight(self) -> Tensor | None:
+        if self.fourier.waves is not None:
+            return None
+        return cast(nn.Linear, self.hidden[0]).weight[:, : self.latent_dim]
+
 
 class MLPDiscriminator(Discriminator):
     """The generator's hidden layers on the flattened sample, then a projection head.

@@ -77,6 +77,11 @@ class R3GANGenerator(Generator):
         images: Tensor = self.output(self.fit(self.stages(coarsest)))
         return images
 
+    def first_weight(self) -> Tensor:
+        # Channel c of the coarsest map is (W z)_c times a map of constants, which scales that row of W by its length.
+        weight: Tensor = self.linear.weight[:, : self.latent_dim] * self.basis.flatten(1).norm(dim=1, keepdim=True)
+        return weight
+
 
 class R3GANDiscriminator(Discriminator):
     """Residual blocks at each size, halved in between, a depthwise convolution over the coarsest map, projection head.

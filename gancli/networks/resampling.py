@@ -23,7 +23,7 @@ class Resample(nn.Module):
         batch, channels, height, width = x.shape
         x = x.permute(0, 2, 3, 1).reshape(batch, height, width * channels)
         x = torch.bmm(self.rows.expand(batch, -1, -1), x).view(-1, width, channels)
-        x = torch.bmm(self.columns.expand(len(x), -1, -1), x)
+        x = torch.bmm(self.columns.expand(x.shape[0], -1, -1), x)
         return x.view(batch, len(self.rows), len(self.columns), channels).permute(0, 3, 1, 2)
 
 

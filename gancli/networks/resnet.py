@@ -63,6 +63,9 @@ class ResNetGenerator(Generator):
         images: Tensor = self.output(self.blocks(coarsest))
         return images
 
+    def first_weight(self) -> Tensor:
+        return self.linear.weight[:, : self.latent_dim]
+
 
 class ResNetDiscriminator(Discriminator):
     """A residual block that halves the size per stage, one that keeps it, a sum over pixels, and a projection head.

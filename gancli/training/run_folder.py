@@ -145,19 +145,7 @@ class RunFolder:
         self.check_format()
         if parts:
             settings = _only(settings, parts)
-        foreign = [
-            f"{key}._target_={node['_target_']}" for key, node in nodes(settings) if not is_trusted(node, trust)
-        ] + [
-            f"{key}.weights={node['weights']} (a file that torch_fidelity loads)"
-            for key, node in nodes(settings)
-            if isinstance(node.get("weights"), str) and "torch_fidelity" not in trust
-        ]
-        if foreign:
-            raise UserError(
-                f"{self.config} names what is not gancli's own, and building it may run code:\n  "
-                + "\n  ".join(foreign)
-                + "\nIf that code is yours, say trust=[package] with the package it is in."
-            )
+        require_trusted(settings, file=self.config, trust=trust)
         found = config.problems(settings, {}) if parts else config.problems_of_run(settings)
         problems = [text for _, text in found]
         problems += [f"{key}: is missing" for key in parts if "_target_" not in _at(settings, key)]
@@ -190,7 +178,7 @@ class RunFolder:
 
     def check_format(self) -> None:
         """Raises UserError where another version of gancli wrote the folder in another format."""
-        record = _read_json(self.record)
+        record = read_json(self.record)
         found = record.get("format", 1 if record else FORMAT)
         if found == FORMAT:
             return
@@ -246,7 +234,7 @@ class RunFolder:
 
     def starts(self) -> list[Row]:
         """Returns one row per start, oldest first; none where the file is missing or damaged."""
-        starts = _read_json(self.record).get("starts", [])
+        starts = read_json(self.record).get("starts", [])
         return [start for start in starts if isinstance(start, dict)] if isinstance(starts, list) else []
 
     def class_names(self) -> list[str]:
@@ -305,10 +293,28 @@ class RunFolder:
 
     def read_diagnostic(self, name: str) -> Row:
         """Returns what the diagnostic `name` found; an empty dict where it left nothing."""
-        return _read_json(self.theory / f"{name}.json")
+        return read_json(self.theory / f"{name}.json")
 
 
-def _read_json(file: Path) -> Row:
+def require_trusted(settings: Mapping[str, Any], *, file: Path, trust: list[str]) -> None:
+    """Raises UserError where building `settings`, which came from `file`, may run code that is not gancli's own.
+
+    trust: packages whose classes it may name.
+    """
+    foreign = [f"{key}._target_={node['_target_']}" for key, node in nodes(settings) if not is_trusted(node, trust)] + [
+        f"{key}.weights={node['weights']} (a file that torch_fidelity loads)"
+        for key, node in nodes(settings)
+        if isinstance(node.get("weights"), str) and "torch_fidelity" not in trust
+    ]
+    if foreign:
+        raise UserError(
+            f"{file} names what is not gancli's own, and building it may run code:\n  "
+            + "\n  ".join(foreign)
+            + "\nIf that code is yours, say trust=[package] with the package it is in."
+        )
+
+
+def read_json(file: Path) -> Row:
     """Returns the object in a JSON file; an empty dict where the file is missing, damaged or holds something else."""
     if not file.is_file() or file.stat().st_size > _LARGEST_JSON:
         return {}

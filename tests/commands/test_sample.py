@@ -1,8 +1,11 @@
 """`gancli sample`: what it writes, and that sample i depends on the seed and i alone."""
 
+import io
+import json
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +14,11 @@ import torch
 from conftest import TINY
 from PIL import Image
 
-from gancli.commands.sample import FRAMES, STOPS, _classes, _default_name, _walks, noise_rows
+from gancli.commands.sample import COLUMNS, FRAMES, _default_name, _log_classes
 from gancli.errors import UserError
 from gancli.files import atomic
 from gancli.files.atomic import atomic_folder
+from gancli.inference.sampling import STOPS, chosen_classes, noise_rows, walk_through_noise
 from gancli.priors import Gaussian
 from gancli.reporting import image_grids
 
@@ -69,7 +73,7 @@ def test_every_format_is_written_into_the_run_folder_by_default(cli, trained, tm
     with Image.open(written["png"] / "00000.png") as image, np.load(written["npz"]) as file:
         assert np.array_equal(np.asarray(image), file["images"][0, :, :, 0])
     with Image.open(written["gif"]) as gif:
-        assert 12 < gif.n_frames <= STOPS * FRAMES, "frames that are equal are one"
+        assert 12 < gif.n_frames <= STOPS * FRAMES["gif"], "frames that are equal are one"
 
 
 def test_a_gif_begins_as_the_grid_of_the_same_samples_and_moves(cli, trained):
@@ -81,16 +85,16 @@ def test_a_gif_begins_as_the_grid_of_the_same_samples_and_moves(cli, trained):
         first = np.asarray(gif.convert("L"))
         assert first.shape == (3 * 18 + 2, 3 * 18 + 2), "8 samples of 8x8 pixels, twice as large"
         assert np.array_equal(first, np.asarray(picture))
-        gif.seek(FRAMES // 2)
+        gif.seek(FRAMES["gif"] // 2)
         assert not np.array_equal(np.asarray(gif.convert("L")), first)
 
 
 def test_a_walk_depends_on_the_seed_and_its_number_alone():
     prior = Gaussian(dim=64)
     many, few = (
-        _walks(prior, noise_rows(prior, count, seed=5), seed=5, truncation=None).view(-1, count, 64) for count in (8, 2)
+        walk_through_noise(prior, noise_rows(prior, count, seed=5), 12, seed=5, truncation=None) for count in (8, 2)
     )
-    assert torch.equal(many[:, :2], few) and len(many) == STOPS * FRAMES
+    assert torch.equal(many[:, :2], few) and len(many) == STOPS * 12
     steps = (many - many.roll(-1, dims=0)).norm(dim=-1)
     assert steps.max() < 3 * steps.mean(), "the last frame leads to the first one"
 
@@ -99,11 +103,21 @@ def test_a_walk_depends_on_the_seed_and_its_number_alone():
     ("words", "text"),
     [
         (["scale=0"], "scale=0: at least 1"),
-        (["scale=2", "format=npz"], "scale=2: only for format=grid and format=gif"),
+        (["scale=2", "format=npz"], "scale=2: only for format=grid, format=gif and format=mp4"),
         (["scale=x"], "scale=x"),
         (["neighbours=0"], "neighbours=0: at least 1"),
         (["neighbours=2", "format=png"], "neighbours=2: only for format=grid"),
         (["data=there"], "data=there: only for neighbours=…"),
+        (["vary=noise", "format=png"], "vary=noise: only for format=grid, format=gif and format=mp4"),
+        (["vary=classes"], "vary=classes: this run was trained without labels"),
+        (["vary=noise", "neighbours=1"], "vary=noise: not with neighbours=…"),
+        (["vary=directions", "count=9"], "count=9: the noise has 8 dimensions, and as many directions"),
+        (["vary=directions", "reach=0"], "reach=0"),
+        (["steps=3"], "steps=3: only where samples vary"),
+        (["vary=noise", "steps=1"], "steps=1: at least 2"),
+        (["layout=classes"], "layout=classes: this run was trained without labels"),
+        (["layout=classes", "format=npz"], "only for format=grid without vary=…"),
+        (["shard=0", "format=tar"], "shard=0: at least 1"),
     ],
 )
 def test_a_setting_that_does_not_suit_is_refused(cli, trained, words, text):
@@ -209,7 +223,7 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch, in_one_
 
 def test_the_default_name_tells_samples_apart():
     settings = {"format": "png", "weights": "ema", "seed": 0, "count": 8, "labels": None, "truncation": None}
-    settings |= {"scale": None, "neighbours": None}
+    settings |= {"scale": None, "neighbours": None, "vary": None, "steps": None, "layout": "auto"}
     file = Path("images-000000000064.pt")
     assert _default_name(settings, file, [0, 1]) == "png-images-000000000064-ema-seed0-count8"
     chosen = {**settings, "labels": [1, "cats"], "truncation": 0.7, "scale": 2, "neighbours": 3}
@@ -275,12 +289,104 @@ def test_a_run_folder_never_runs_foreign_code(cli, trained, tmp_path, foreign):
 def test_classes_are_chosen_by_number_or_by_name(caplog):
     caplog.set_level("INFO")
     names = ["cats", "2", "do\x1bgs"]
-    assert _classes(["2", 2, "cats"], 3, names) == [1, 2, 0]
+    assert chosen_classes(["2", 2, "cats"], 3, names) == [1, 2, 0]
+    _log_classes([1, 2, 0], names)
     assert r"classes: 1 (2), 2 (do\x1bgs), 0 (cats)" in caplog.text
-    assert _classes("cats", 3, names) == [0]
+    assert chosen_classes("cats", 3, names) == [0]
     with pytest.raises(UserError, match=r"labels=cast: no class of this run; its classes are cats, .* mean cats\?"):
-        _classes("cast", 3, names)
+        chosen_classes("cast", 3, names)
     with pytest.raises(UserError, match="labels=cats: no class of this run, whose classes have numbers only"):
-        _classes("cats", 3, [])
+        chosen_classes("cats", 3, [])
     with pytest.raises(UserError, match=r"labels=\[3\]: classes of this run are 0 to 2"):
-        _classes([3], 3, names)
+        chosen_classes([3], 3, names)
+
+
+def cells(file, rows, columns, *, side=8):
+    """The images of a grid at scale=1, (rows, columns, side, side)."""
+    with Image.open(file) as image:
+        array = np.asarray(image.convert("L"))
+    assert array.shape == (rows * (side + 2) + 2, columns * (side + 2) + 2)
+    return np.stack(
+        [[array[2 + y * (side + 2) :, 2 + x * (side + 2) :][:side, :side] for x in range(columns)] for y in range(rows)]
+    )
+
+
+def test_noise_varies_along_the_rows_of_a_grid(cli, trained):
+    assert cli("sample", f"run={trained}", "vary=noise", "count=3", "scale=1", "out=a.png").status == 0
+    grid = cells("a.png", 3, COLUMNS)
+    plain = arrays(cli, trained, "plain", "count=3")["images"][..., 0]
+    assert np.array_equal(grid[:, 0], plain), "a row begins with the sample of the same seed"
+    changes = np.abs(np.diff(grid.astype(int), axis=1)).mean((0, 2, 3))
+    assert (changes > 0).all() and np.abs(grid[:, -1].astype(int) - grid[:, 0]).mean() > 2 * changes.max()
+
+
+def test_a_row_of_each_class_has_the_same_noise(cli, train):
+    run = train("conditional=true")
+    words = ("sample", f"run={run}", "scale=1", "labels=[3,5]")
+    assert cli(*words, "layout=classes", "count=4", "out=a.png").status == 0
+    grid = cells("a.png", 2, 4)
+    noise = arrays(cli, run, "b", "count=4", "labels=3")
+    assert np.array_equal(grid[0], noise["images"][..., 0])
+    assert np.array_equal(grid[1], arrays(cli, run, "c", "count=4", "labels=5")["images"][..., 0])
+    assert cli(*words, "vary=classes", "count=4", "steps=6", "out=d.png").status == 0
+    between = cells("d.png", 4, 7)
+    assert np.array_equal(between[:, 0], grid[0]) and np.array_equal(between[:, -1], grid[1])
+    assert cli(*words, "vary=classes", "format=gif", "count=1", "steps=3", "out=e.gif").status == 0
+    result = cli(*words[:2], "vary=classes", "labels=3")
+    assert result.status == 2 and "needs two classes or more" in result.err
+
+
+def test_directions_are_a_sheet_of_one_sample_moved_both_ways(cli, trained):
+    result = cli("sample", f"run={trained}", "vary=directions", "count=3", "steps=5", "scale=1", "out=a.png")
+    assert result.status == 0 and "directions: singular values" in result.err
+    grid = cells("a.png", 3, 5)
+    middle = arrays(cli, trained, "plain", "count=1")["images"][0, ..., 0]
+    assert (grid[:, 2] == middle).all() and (grid[:, 0] != grid[:, 4]).any()
+    assert cli("sample", f"run={trained}", "vary=directions", "count=3", "format=gif", "steps=4").status == 0
+
+
+def test_a_tar_a_folder_and_arrays_hold_the_same_images(cli, train):
+    run = train("conditional=true")
+    words = ["sample", f"run={run}", "count=11", "labels=[4,2]", "seed=3"]
+    for kind in (["format=tar", "shard=4"], ["format=png"]):
+        result = cli(*words, *kind, f"out={kind[0][-3:]}")
+        assert result.status == 0, result.err
+    images = arrays(cli, run, "a", *words[2:])["images"]
+    manifest = json.loads(Path("tar/manifest.json").read_text())
+    assert manifest["seed"] == 3 and manifest["count"] == 11 and manifest["checkpoint"] == "images-000000000064.pt"
+    assert [(shard["first"], shard["count"]) for shard in manifest["shards"]] == [(0, 4), (4, 4), (8, 3)]
+    number = 0
+    for shard in manifest["shards"]:
+        with tarfile.open(Path("tar", shard["file"])) as tar:
+            for name in [name for name in tar.getnames() if name.endswith(".png")]:
+                content = tar.extractfile(name).read()
+                assert content == Path("png", name).read_bytes() and name == f"{number:05d}.png"
+                assert np.array_equal(np.asarray(Image.open(io.BytesIO(content))), images[number, ..., 0])
+                assert tar.extractfile(name.replace("png", "cls")).read() == [b"4", b"2"][number % 2]
+                number += 1
+    assert number == 11
+    assert cli(*words, "format=tar", "out=tar").status == 2
+    assert cli(*words, "format=tar", "out=tar", "overwrite=true").status == 0
+    Path("tar/notes.txt").write_text("mine")
+    result = cli(*words, "format=tar", "out=tar", "overwrite=true")
+    assert result.status == 2 and "holds notes.txt" in result.err
+
+
+def test_an_mp4_plays(cli, trained):
+    av = pytest.importorskip("av", reason="gancli[video] is not installed")
+    result = cli("sample", f"run={trained}", "format=mp4", "count=3", "scale=3", "steps=5", "out=a.mp4")
+    assert result.status == 0, result.err
+    with av.open("a.mp4") as video:
+        (stream,) = video.streams.video
+        frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(stream)]
+        assert stream.codec_context.name == "h264" and stream.average_rate == 24
+    assert len(frames) == STOPS * 5 and frames[0].shape == (54, 54, 3)
+    assert cli("sample", f"run={trained}", "count=3", "scale=3", "out=a.png").status == 0
+    with Image.open("a.png") as grid:
+        assert np.abs(np.asarray(grid.convert("RGB")).astype(int) - frames[0]).mean() < 4
+
+
+def test_an_mp4_without_its_extra_names_it(cli, trained, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    result = cli("sample", f"run={trained}", "format=mp4")
+    assert result.status == 2 and "pip install 'gancli[video]'" in result.err

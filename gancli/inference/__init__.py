@@ -1,0 +1,1 @@
+"""A trained generator at work: loading it, sampling, walks, directions, projection, export."""

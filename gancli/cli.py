@@ -19,6 +19,8 @@ COMMANDS = {
     "evaluate": "measure the samples of a run, or one folder of images against another",
     "doctor": "estimate time and memory of `gancli train` with the same arguments",
     "report": "put the runs of a sweep into one table and one page",
+    "export": "write a run's generator as safetensors, ONNX and a torch graph, with a model card",
+    "project": "find the noise whose sample is nearest to a given image",
     "theory": "write a report of experiments that test the theory of GANs, or diagnose one run",
 }
 NO_OUTPUT = [  # for a process that is not the main process: Hydra makes no folder and no log
@@ -82,7 +84,7 @@ def _dispatch(command: str, words: list[str]) -> int:
         print(f"gancli: error: {error}", file=sys.stderr)
         return 2
     try:
-        words = _as_hydra_reads_them(command, words)
+        words = words_for_hydra(command, words)
         _hydra(command, words)
     except KeyboardInterrupt:
         return 130
@@ -122,7 +124,7 @@ def _status(error: Exception, command: str, words: list[str]) -> int:
     return 2
 
 
-def _as_hydra_reads_them(command: str, words: list[str]) -> list[str]:
+def words_for_hydra(command: str, words: list[str]) -> list[str]:
     """Returns the words of a command line such that Hydra does what they say. Raises UserError, HydraException."""
     from gancli.commands.messages import refuse_early
     from gancli.overrides import as_typed

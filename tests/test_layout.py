@@ -23,7 +23,7 @@ ROOMS = [  # each imports from those before it only
         "diagnostics",
         "theory",
     ),
-    *("commands", "cli", "__main__"),
+    *("commands", "cli", "api", "__main__"),
 ]
 FILES = {
     ".".join(["gancli", *file.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__"): file

@@ -167,7 +167,14 @@ def _measure_run(
     for file, state in itertools.chain([first], checkpoints):
         generator = runtime.place(load_generator(trained, state, prior, weights=settings["weights"], file=file))
         labels = suite.labels(settings["count"]) if generator.num_classes else None
-        batches = generate(generator, runtime, noise, labels, batch_size=settings["batch_size"])
+        batches = generate(
+            generator,
+            noise,
+            labels,
+            batch_size=settings["batch_size"],
+            process_group=runtime.process_group,
+            autocast=runtime.autocast,
+        )
         samples = suite.samples(batches, labels)
         if not runtime.process_group.is_main_process:
             continue

@@ -89,6 +89,28 @@ def report(cfg: DictConfig) -> None:
     run_command(work, cfg)
 
 
+def export(cfg: DictConfig) -> None:
+    """`gancli export`"""
+
+    def work(settings: dict[str, Any], hydra: DictConfig) -> None:
+        from gancli.commands import export
+
+        export.run(settings)
+
+    run_command(work, cfg)
+
+
+def project(cfg: DictConfig) -> None:
+    """`gancli project`"""
+
+    def work(settings: dict[str, Any], hydra: DictConfig) -> None:
+        from gancli.commands import project
+
+        project.run(settings)
+
+    run_command(work, cfg)
+
+
 def theory(cfg: DictConfig) -> None:
     """`gancli theory`"""
 

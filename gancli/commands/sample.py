@@ -20,7 +20,7 @@ from gancli import config
 from gancli.build import build
 from gancli.datasets.base import Dataset, to_bytes
 from gancli.device import Runtime
-from gancli.distributed.process_group import SINGLE_PROCESS, join_process_group
+from gancli.distributed.process_group import ProcessGroup, join_process_group
 from gancli.errors import UserError, printable, require_at_least, require_memory, require_positive
 from gancli.files.user_paths import cache_folder, expand
 from gancli.inference import sample_files
@@ -107,10 +107,11 @@ def run(settings: dict[str, Any]) -> Path:
     prior = build(trained["prior"], key="prior")
     generator = runtime.place(load_generator(trained, state, prior, weights=settings["weights"], file=file))
     inputs = _inputs(settings, generator, prior, classes)
+    make = partial(generate, generator, batch_size=settings["batch_size"], autocast=runtime.autocast)
     if kind == "tar":
-        _write_shards(out, inputs, generator, runtime, {**settings, "checkpoint": file.name})
+        _write_shards(out, inputs, make, runtime.process_group, {**settings, "checkpoint": file.name})
     else:
-        batches = generate(generator, runtime, inputs.noise, inputs.labels, batch_size=settings["batch_size"])
+        batches = make(inputs.noise, inputs.labels, process_group=runtime.process_group)
         if not runtime.process_group.is_main_process:
             list(batches)  # this process generates its share of them
             return out
@@ -320,12 +321,14 @@ def _frames(batches: Iterator[Tensor], inputs: Inputs, settings: Mapping[str, An
 
 
 def _write_shards(
-    out: Path, inputs: Inputs, generator: Generator, runtime: Runtime, settings: Mapping[str, Any]
+    out: Path,
+    inputs: Inputs,
+    make: Callable[[Tensor, Tensor | None], Iterator[Tensor]],
+    group: ProcessGroup,
+    settings: Mapping[str, Any],
 ) -> None:
     def generate_rows(rows: slice) -> Iterator[Tensor]:
-        labels = None if inputs.labels is None else inputs.labels[rows]
-        alone = {"batch_size": settings["batch_size"], "process_group": SINGLE_PROCESS}
-        return generate(generator, runtime, inputs.noise[rows], labels, **alone)
+        return make(inputs.noise[rows], None if inputs.labels is None else inputs.labels[rows])
 
     about = {name: settings[name] for name in ("run", "checkpoint", "weights", "seed", "labels", "truncation")}
     sample_files.write_shards(
@@ -335,7 +338,7 @@ def _write_shards(
         count=len(inputs.noise),
         per_shard=settings["shard"],
         about=about,
-        process_group=runtime.process_group,
+        process_group=group,
     )
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
-from gancli.device import Runtime
-from gancli.distributed.process_group import ProcessGroup
+from gancli.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from gancli.errors import UserError, did_you_mean, printable, require_memory
-from gancli.game import eval_mode
+from gancli.game import Autocast, eval_mode
 from gancli.networks.base import Generator
 from gancli.priors import Prior
 from gancli.progress import progress
@@ -35,29 +35,29 @@ def noise_rows(
 
 def generate(
     generator: Generator,
-    runtime: Runtime,
     noise: Tensor,
-    labels: Tensor | None,
+    labels: Tensor | None = None,
     *,
     batch_size: int = BATCH_SIZE,
-    process_group: ProcessGroup | None = None,
+    process_group: ProcessGroup = SINGLE_PROCESS,
+    autocast: Autocast = nullcontext,
 ) -> Iterator[Tensor]:
     """Yields samples on the CPU, batch by batch, float32 (B, *image_shape).
 
     noise: (N, dim). labels: int64 (N,), or float (N, num_classes) for mixtures of classes. process_group: the processes
-    that generate them together; None for all. Raises SettingError.
+    that generate them together. autocast: the context of a forward pass. Raises SettingError.
     """
     per_sample = _FLOAT * (noise.shape[1] + math.prod(generator.image_shape))
     require_memory(batch_size * per_sample, batch_size=batch_size)
-    group = runtime.process_group if process_group is None else process_group
+    device = next(generator.parameters()).device
 
     def forward(rows: Tensor) -> Tensor:
-        batch_labels = None if labels is None else labels[rows].to(runtime.device)
-        with runtime.autocast():
-            return generator(noise[rows].to(runtime.device), batch_labels).float()  # type: ignore[no-any-return]
+        batch_labels = None if labels is None else labels[rows].to(device)
+        with autocast():
+            return generator(noise[rows].to(device), batch_labels).float()  # type: ignore[no-any-return]
 
     with eval_mode(generator):
-        batches = group.map_batches(len(noise), batch_size, forward)
+        batches = process_group.map_batches(len(noise), batch_size, forward)
         for samples in progress(batches, title="samples", total=len(noise), size=len):
             yield samples.cpu()
 

@@ -125,6 +125,7 @@ def _assemble(settings: Mapping[str, Any], folder: RunFolder) -> tuple[Trainer, 
     """
     # After so few steps the health monitor would react to the start of the training.
     settings = {**settings, "health": {**settings["health"], "action": "warn"}}
+    settings["log"] = {**settings["log"], "sinks": ["tensorboard", "jsonl"]}  # nobody else hears of a few steps
     began = time.monotonic()
     try:
         train.assemble(settings, folder=folder)
@@ -169,7 +170,7 @@ def _measure(trainer: Trainer, folder: RunFolder, diagnostics: Mapping[str, Any]
     began = time.monotonic()
     logger.open(trainer.position)
     if isinstance(logger, TrainingLogger):
-        _ = logger.writer  # imports TensorBoard
+        _ = logger.outputs  # imports TensorBoard
     record = trainer.train_step()
     start += time.monotonic() - began
     interval = max([1, *(penalty.interval for penalty in trainer.game.penalties.values())])

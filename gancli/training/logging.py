@@ -6,30 +6,27 @@ import logging
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from gancli.config import leaves
 from gancli.datasets.base import Batch, Dataset
 from gancli.errors import require_at_least, require_minutes
 from gancli.game import Game, eval_mode
 from gancli.game_value import SADDLE_VALUE, decision_threshold, game_statistics
 from gancli.randomness import seeded
 from gancli.reporting import image_grids
+from gancli.reporting.sinks import JSON_LINES, SINKS, Sink, Start, check_sinks
 from gancli.training import time_lapse
 from gancli.training.ema import EMA
 from gancli.training.holdout_accuracy import holdout_accuracy
 from gancli.training.position import Position
 from gancli.training.run_folder import Row, RunFolder
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 log = logging.getLogger(__name__)
 Record = Mapping[str, Tensor | float]
@@ -38,7 +35,6 @@ _LINE_SECONDS = 10.0  # between two lines of progress where there is no terminal
 _YEAR = 3.2e7  # seconds; a longer time is not worth telling
 # Of the share of the run that is done, whatever ends it; tqdm's own estimate knows nothing of a budget in minutes.
 _BAR = "{percentage:3.0f}%|{bar:10}| {elapsed} {desc}{postfix}"
-_LAST_BIN = 5e19  # of TensorBoard's histograms, which fail where all numbers are larger
 _POINTS = 32  # times as many samples in a plot of points as in a grid of images
 
 
@@ -57,7 +53,7 @@ class Logger(Protocol):
         """Takes the scalars and the logits, (B,) each, of one step."""
 
     def log_values(self, position: Position, values: Mapping[str, float]) -> None:
-        """Writes scalars at once, to TensorBoard only."""
+        """Writes scalars at once, to all sinks but metrics.jsonl."""
 
     def log_evaluation(self, position: Position, row: Row) -> None:
         """Writes an evaluation with its protocol."""
@@ -120,8 +116,9 @@ class TrainingLogger:
 
     picture_minutes: longest time between two grids, also; the first ones come at the start and soon after it (see
     `Position.passed_time`); None for grids by images only. samples: generated samples in a grid (32 times as many
-    points in a plot of points). holdout: held-out real samples on which the discriminator is measured. settings: the
-    resolved configuration, for TensorBoard. game, ema, dataset, seed: of the run. Previews draw from generators of
+    points in a plot of points). holdout: held-out real samples on which the discriminator is measured. sinks: where
+    numbers and images go: tensorboard, jsonl (metrics.jsonl in the run folder), wandb, mlflow.
+    settings: the resolved configuration. game, ema, dataset, seed: of the run. Previews draw from generators of
     their own, so logging never changes training.
     Raises SettingError.
     """
@@ -140,20 +137,27 @@ class TrainingLogger:
         picture_minutes: float | None = 5.0,
         samples: int = 64,
         holdout: int = 256,
+        sinks: tuple[str, ...] = ("tensorboard", JSON_LINES),
     ) -> None:
         self.check_settings(
-            every=every, pictures=pictures, picture_minutes=picture_minutes, samples=samples, holdout=holdout
+            every=every,
+            pictures=pictures,
+            picture_minutes=picture_minutes,
+            samples=samples,
+            holdout=holdout,
+            sinks=sinks,
         )
         self.folder, self.settings = folder, settings
         self.game, self.ema, self.dataset, self.seed = game, ema, dataset, seed
         self.every, self.pictures, self.picture_minutes = every, pictures, picture_minutes
-        self.samples, self.holdout = samples, holdout
+        self.samples, self.holdout, self.sinks = samples, holdout, list(dict.fromkeys(sinks))
         self.latest: dict[str, float] = {}
         self._sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
 
     @staticmethod
-    def check_settings(*, picture_minutes: float | None = None, **settings: int) -> None:
-        """Raises SettingError for values that are wrong whatever the data."""
+    def check_settings(*, picture_minutes: float | None = None, sinks: Sequence[str] = (), **settings: int) -> None:
+        """Raises SettingError for values that are wrong whatever the data, UserError for a sink not installed."""
+        check_sinks(sinks)
         require_at_least(1, **settings)
         require_minutes(picture_minutes=picture_minutes)
 
@@ -182,21 +186,19 @@ class TrainingLogger:
             self.draw(position)
 
     @cached_property
-    def writer(self) -> SummaryWriter:
-        """TensorBoard's writer, made at the first write, since its import takes half a second."""
-        from torch.utils.tensorboard import SummaryWriter
-        from torch.utils.tensorboard.summary import hparams
-
-        first = self._first_images
-        writer = SummaryWriter(str(self.folder.path), purge_step=first + 1 if first else None)
-        if not first:
-            writer.add_text("config", "```yaml\n" + _yaml(self.settings) + "```", 0)
-            values = {key: value for key, value in leaves(self.settings) if isinstance(value, (bool, int, float, str))}
-            for summary in hparams(values, {"loss/discriminator": 0.0, "loss/generator": 0.0, "accuracy/holdout": 0.0}):
-                writer._get_file_writer().add_summary(summary)
-        queue = writer._get_file_writer().event_writer._async_writer
-        queue._writer = queue._worker._record_writer = self._records = _RecordWriter(queue._writer)
-        return writer
+    def outputs(self) -> list[Sink]:
+        """What is written to besides the run folder's own files, opened at the first write: imports take seconds."""
+        start = Start(
+            folder=self.folder.path,
+            settings=self.settings,
+            images=self._first_images,
+            ids=self.folder.read_tracking(),
+        )
+        known = dict(start.ids)
+        opened = [SINKS[name](start) for name in self.sinks if name != JSON_LINES]
+        if start.ids != known:
+            self.folder.write_tracking(start.ids)
+        return opened
 
     def log_step(self, position: Position, record: Record) -> None:
         """Adds the step to the running means; writes a row and a sample grid where they are due."""
@@ -226,10 +228,8 @@ class TrainingLogger:
         return position.passed(self.pictures) or position.passed_time(self.picture_minutes)
 
     def log_values(self, position: Position, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            self.writer.add_scalar(name, value, position.images)
-        if self._records.error is not None:
-            raise self._records.error
+        for sink in self.outputs:
+            sink.scalars(values, images=position.images)
 
     def log_evaluation(self, position: Position, row: Row) -> None:
         self.folder.append_evaluation(row)
@@ -250,13 +250,13 @@ class TrainingLogger:
 
     def rewind(self, position: Position) -> None:
         self._close_files()
-        self.__dict__.pop("writer", None)
+        self.__dict__.pop("outputs", None)
         self.open(position)
 
     def _close_files(self) -> None:
         self.bar.close()
-        if "writer" in vars(self):
-            self.writer.close()
+        for sink in vars(self).get("outputs", []):
+            sink.close()
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the sums since the last row, and that row."""
@@ -297,7 +297,8 @@ class TrainingLogger:
         self.latest = values
         self.log_values(position, values)
         for kind, logits in (("real", real_logits), ("fake", fake_logits)):
-            self.writer.add_histogram(f"logits/{kind}_histogram", logits.clamp(-_LAST_BIN, _LAST_BIN), images)
+            for sink in self.outputs:
+                sink.histogram(f"logits/{kind}_histogram", logits, images=images)
         self.folder.append_metrics({"images": images, "seconds": round(position.seconds, 3), **values})
         self._print_status(position, values)
 
@@ -330,44 +331,12 @@ class TrainingLogger:
 
     def _show(self, tag: str, samples: Tensor, position: Position) -> image_grids.Array:
         array = image_grids.picture(samples.cpu(), density=self.dataset.density, limits=self.limits)
-        self.writer.add_image(tag, array, position.images, dataformats="HWC")
+        for sink in self.outputs:
+            sink.image(tag, array, images=position.images)
         return array
-
-
-class _RecordWriter:
-    """TensorBoard's record writer. It keeps an error, such as of a full disk, for the training loop to raise.
-
-    TensorBoard writes in a thread of its own, where an error would only print a traceback.
-    """
-
-    def __init__(self, inner: Any) -> None:
-        self.inner = inner
-        self.error: OSError | None = None
-
-    def write(self, data: bytes) -> None:
-        self._attempt(self.inner.write, data)
-
-    def flush(self) -> None:
-        self._attempt(self.inner.flush)
-
-    def close(self) -> None:
-        self._attempt(self.inner.close)
-
-    def _attempt(self, function: Callable[..., Any], *args: bytes) -> None:
-        if self.error is None:
-            try:
-                function(*args)
-            except OSError as error:
-                self.error = error
 
 
 def _first(batch: Batch, count: int, classes: int) -> Batch:
     """Returns the first `count` of the batch, with labels only where the players take them."""
     samples, labels = batch
     return samples[:count], labels[:count] if classes and labels is not None else None
-
-
-def _yaml(settings: Mapping[str, Any]) -> str:
-    import yaml
-
-    return str(yaml.safe_dump(dict(settings), sort_keys=False))

@@ -9,7 +9,8 @@ samples.png          the last sample grid; samples/ holds the earlier ones
 progress.png, .gif   the same noise over the run, from these grids
 checkpoints/         see `training.checkpoint`
 theory/              numbers and a figure of each diagnostic
-events.*             TensorBoard
+events.*, wandb/     TensorBoard, Weights & Biases
+tracking.json        what wandb and mlflow call this run
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from gancli.errors import UserError
 from gancli.files.atomic import atomic_write, sweep
 from gancli.files.user_paths import is_cache
 from gancli.files.yaml_files import plain_yaml, read_plain_yaml
+from gancli.reporting.sinks import is_id
 
 try:
     import fcntl
@@ -62,8 +64,9 @@ class RunFolder:
         self.progress_strip = self.path / "progress.png"
         self.progress_animation = self.path / "progress.gif"
         self.theory = self.path / "theory"
+        self.tracking = self.path / "tracking.json"
         self.pictures = (self.final_samples, self.progress_strip, self.progress_animation)
-        self.texts = (self.config, self.record, self.log, self.metrics, self.evaluations)
+        self.texts = (self.config, self.record, self.log, self.metrics, self.evaluations, self.tracking)
 
     def sample_grid(self, images: int) -> Path:
         """Returns the file of the sample grid after `images` images."""
@@ -283,6 +286,14 @@ class RunFolder:
         for after, file in self.sample_grids().items():
             if after > images:
                 file.unlink(missing_ok=True)
+
+    def read_tracking(self) -> dict[str, str]:
+        """Returns what services call this run, by the name of the service."""
+        return {name: value for name, value in read_json(self.tracking).items() if is_id(value)}
+
+    def write_tracking(self, ids: Mapping[str, str]) -> None:
+        """Writes what services call this run. Raises OSError."""
+        atomic_write(self.tracking, json.dumps(dict(ids), indent=1).encode())
 
     # Diagnostics
 

@@ -18,7 +18,7 @@ COMMANDS = {
     "sample": "make images with the generator of a run folder",
     "evaluate": "measure the samples of a run, or one folder of images against another",
     "doctor": "estimate time and memory of `gancli train` with the same arguments",
-    "report": "put the runs of a sweep into one table and one page",
+    "report": "put runs side by side into one table and one page",
     "export": "write a run's generator as safetensors, ONNX and a torch graph, with a model card",
     "project": "find the noise whose sample is nearest to a given image",
     "theory": "write a report of experiments that test the theory of GANs, or diagnose one run",

@@ -25,6 +25,11 @@ def default_threads() -> int:
     return torch.get_num_threads()
 
 
+def device_name(device: torch.device) -> str:
+    """Returns the name of a device, such as NVIDIA H200, or CPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
+
+
 class Runtime:
     """The device that a run computes on, its precision, and the processes that share the run.
 
@@ -80,7 +85,7 @@ class Runtime:
         require_between(1, _MAX_THREADS, threads=threads if isinstance(threads, int) else None)
 
     def __str__(self) -> str:
-        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
+        name = device_name(self.device)
         count = self.process_group.world_size
         processes = f", {count} processes" if count > 1 else ""
         threads = torch.get_num_threads()

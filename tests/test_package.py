@@ -33,7 +33,8 @@ def test_the_wheel_carries_every_yaml_and_nothing_else(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     configs = {f"gancli/configs/{p.relative_to(ROOT / 'configs')}" for p in (ROOT / "configs").rglob("*.yaml")}
-    assert names == configs | {str(p.relative_to(ROOT)) for p in SOURCES}
+    types = {"gancli/__init__.pyi", "gancli/py.typed"}
+    assert names == configs | types | {str(p.relative_to(ROOT)) for p in SOURCES}
 
 
 @pytest.mark.slow

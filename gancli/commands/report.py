@@ -1,29 +1,33 @@
-"""`gancli report`: the runs of a sweep in one table and one HTML file. Only reads, and imports no class of a run."""
+"""`gancli report`: any runs in one table and one HTML file. Only reads, and imports no class of a run."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
+import os
 import re
 import textwrap
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gancli import __version__, config
-from gancli.errors import UserError, did_you_mean, printable
+from gancli.errors import UserError, did_you_mean, printable, require_positive
 from gancli.files.atomic import atomic_write
 from gancli.files.user_paths import expand
 from gancli.files.yaml_files import read_plain_yaml
-from gancli.reporting.html import Gallery, Image, Part, Section, Table, render_page
+from gancli.reporting.html import Gallery, Image, Link, Part, Section, Table, render_page
 from gancli.training.run_folder import Row, RunFolder
 
 log = logging.getLogger(__name__)
-SCHEMA = {"run": str | list[str], "out": str | None, "sort": str | None}
+SCHEMA = {"run": str | list[str], "out": str | None, "sort": str | None, "watch": float | None}
 _MAX_LINES = 8  # in a plot
 _MAX_PICTURE = 2**25  # bytes of a grid of samples that is put into the page
 _LARGER_IS_BETTER = (
@@ -37,7 +41,7 @@ _LARGER_IS_BETTER = (
     "inception_score",
     "classifier_score",
 )
-_NEVER_BEGAN, _CUT_OFF = "never began", "cut off, or running"
+_NEVER_BEGAN, _RUNNING, _CUT_OFF = "never began", "running", "cut off, or running"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +49,8 @@ class RunSummary:
     """The content of one run folder.
 
     name: as in the report. settings: of its config.yaml, empty where it has none. evaluations: those made while
-    training, oldest first. last: the newest row of the log or of the evaluations. ended: how the last start ended.
+    training, oldest first. last: the newest row of the log or of the evaluations. ended: how the last start ended. device: that
+    each of the `processes` of the last start computed on.
     """
 
     name: str
@@ -54,6 +59,13 @@ class RunSummary:
     evaluations: Sequence[Mapping[str, Any]]
     last: Mapping[str, Any]
     ended: str
+    device: str = ""
+    processes: int = 1
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a process trains here now."""
+        return self.ended.startswith(f"{_RUNNING}:") or self.ended == _RUNNING
 
     @property
     def final(self) -> dict[str, float]:
@@ -74,40 +86,77 @@ class RunSummary:
 
 
 def run(settings: dict[str, Any]) -> Path:
-    """Prints the table, writes the HTML file and returns its path. Raises UserError, OSError."""
+    """Prints the table, writes the HTML file and returns its path. Raises UserError, OSError.
+
+    With `watch` the file is written again and again, until every run has ended, or by Ctrl-C.
+    """
     config.check(settings, SCHEMA)
+    require_positive(watch=settings["watch"])
     given = settings["run"] if isinstance(settings["run"], list) else [settings["run"]]
     if not given:
         raise UserError("run=[]: name at least one sweep's folder or run folder")
     tops = [expand(folder, key="run") for folder in dict.fromkeys(given)]
+    out = expand(settings["out"], key="out") if settings["out"] else tops[0] / "report.html"
+    with contextlib.suppress(KeyboardInterrupt):
+        while _write(out, tops, sort=settings["sort"], watch=settings["watch"]):
+            log.info("report        %s; again in %g s, Ctrl-C ends it", out, settings["watch"])
+            time.sleep(settings["watch"])
+    log.info("report        %s", out)
+    return out
+
+
+def _write(out: Path, tops: Sequence[Path], *, sort: str | None, watch: float | None) -> bool:
+    """Prints the table and writes the file; returns whether to do so again, since a run goes on and is watched."""
     runs = [_read(folder, _name(folder, tops)) for top in tops for folder in _find_runs(top)]
     names = list(dict.fromkeys(name for run in runs for name in run.final if not re.search(r"_class_\d+$", name)))
-    if settings["sort"] is not None:
-        if settings["sort"] not in names:
-            raise UserError(
-                f"sort={settings['sort']}: no evaluation has this value{did_you_mean(settings['sort'], names)}"
-            )
-        runs = sorted(runs, key=lambda run: _sort_key(run.final.get(settings["sort"], math.nan), settings["sort"]))
+    if sort is not None:
+        if sort not in names:
+            raise UserError(f"sort={sort}: no evaluation has this value{did_you_mean(sort, names)}")
+        runs = sorted(runs, key=lambda run: _sort_key(run.final.get(sort, math.nan), sort))
     differing, best = _differing_settings(runs), _best(runs)
     table = _table(runs, differing, names)
     for line in table.lines():
         log.info("%s", line)
-    out = expand(settings["out"], key="out") if settings["out"] else tops[0] / "report.html"
     introduction = f"{len(runs)} runs under {printable(', '.join(map(str, tops)))}, by gancli {__version__}."
     labels = _labels(runs, differing)
     if best is not None:
         name, number = best.ranking[-1], _cell(best.final[best.ranking[-1]])
         log.info("best          %s, by %s: %s", best.folder, name, number)
         introduction += f" The best by {name} is {best.name} ({number}), marked with a star."
-        table = Table(table.head, [[_starred(row[0], best), *row[1:]] for row in table.rows])
+    again = watch is not None and any(run.is_running for run in runs)
+    if again:
+        introduction += f" This page is written again every {watch:g} seconds while a run goes on."
     sections = [
-        Section(title="Settings that differ, and results", parts=[table, *_over_seeds(runs, labels)]),
+        Section(
+            title="Settings that differ, and results",
+            parts=[_with_costs(table, runs, best, out), *_over_seeds(runs, labels)],
+        ),
         Section(title="Quality during training", parts=_curves(runs, labels, best)),
         Section(title="Samples", parts=_samples(runs, labels, best)),
     ]
-    atomic_write(out, render_page("Runs side by side", introduction, sections).encode(errors="backslashreplace"))
-    log.info("report        %s", out)
-    return out
+    page = render_page("Runs side by side", introduction, sections, refresh=watch if again else None)
+    atomic_write(out, page.encode(errors="backslashreplace"))
+    return again
+
+
+def _with_costs(table: Table, runs: Sequence[RunSummary], best: RunSummary | None, out: Path) -> Table:
+    """Returns the table of the page: links to the run folders, and speed, device and its hours after the minutes."""
+    place = table.head.index("minutes") + 1
+    rows: list[list[str | Link]] = []
+    for run, row in zip(runs, table.rows, strict=True):
+        seconds = run.last["seconds"] if run.last else 0.0
+        speed = f"{run.last['images'] / seconds:,.0f}" if seconds > 0 else ""
+        device = f"{run.processes} x {run.device}" if run.processes > 1 and run.device else run.device
+        hours = f"{seconds * run.processes / 3600:.3g}" if seconds > 0 else ""
+        first = Link(_starred(run.name, best), _relative_url(run.folder, out.parent))
+        rows.append([first, *row[1:place], speed, device, hours, *row[place:]])
+    head = [*table.head[:place], "images/s", "device", "device hours", *table.head[place:]]
+    return Table(head, rows, "A click on a head sorts the rows.", sortable=True)
+
+
+def _relative_url(folder: Path, start: Path) -> str:
+    """Returns the way from the page to a run folder, which holds on wherever both are moved together."""
+    return quote(os.path.relpath(folder.resolve(), start.resolve()).replace(os.sep, "/"), errors="replace") + "/"
 
 
 def _find_runs(top: Path) -> list[Path]:
@@ -157,11 +206,23 @@ def _read(path: Path, name: str) -> RunSummary:
         log.warning("%s: the settings cannot be read: %s", path, error)
     starts = folder.starts()
     ended = str(starts[-1].get("ended", _CUT_OFF)) if starts else _NEVER_BEGAN
-    if ended in (_NEVER_BEGAN, _CUT_OFF):
+    if folder.is_locked():
+        ended = _RUNNING
+    if ended in (_NEVER_BEGAN, _RUNNING, _CUT_OFF):
         ended = f"{ended}: {folder.last_log_line()}".rstrip(": ")
     evaluations = _numbers_of(folder.read_evaluations(by="train"))
     last = max([*_numbers_of(folder.read_metrics())[-1:], *evaluations[-1:]], key=lambda row: row["images"], default={})
-    return RunSummary(name=name, folder=path, settings=settings, evaluations=evaluations, last=last, ended=ended)
+    device, processes = (starts[-1].get(name) if starts else None for name in ("device", "processes"))
+    return RunSummary(
+        name=name,
+        folder=path,
+        settings=settings,
+        evaluations=evaluations,
+        last=last,
+        ended=ended,
+        device=printable(device) if isinstance(device, str) else "",
+        processes=processes if isinstance(processes, int) and 1 <= processes <= 10**6 else 1,
+    )
 
 
 def _numbers_of(rows: Sequence[Row]) -> list[Row]:
@@ -323,7 +384,9 @@ def _samples(runs: Sequence[RunSummary], labels: Mapping[str, str], best: RunSum
     """Returns the last sample grid of each run; its caption says how the run differs, and its last result."""
     ranking, images = _ranking(runs), []
     for run in runs:
-        file = RunFolder(run.folder).final_samples
+        folder = RunFolder(run.folder)
+        grids = {} if folder.samples.is_symlink() else folder.sample_grids()
+        file = grids[max(grids)] if grids and not folder.final_samples.exists() else folder.final_samples
         if file.is_file() and not file.is_symlink() and file.stat().st_size <= _MAX_PICTURE:
             seed = f"seed={run.settings['seed']}" if "seed" in run.settings else ""
             result = f"{ranking[-1]} {_cell(run.final[ranking[-1]])}" if ranking and ranking[-1] in run.final else ""

@@ -18,7 +18,7 @@ from gancli.build import build
 from gancli.commands.check_settings import NO_LABELS, check_settings
 from gancli.commands.parts import average, networks, optimizer
 from gancli.datasets.base import Dataset
-from gancli.device import Runtime
+from gancli.device import Runtime, device_name
 from gancli.diagnostics.base import Diagnostic, TrainedRun, diagnose
 from gancli.distributed.launch import number
 from gancli.distributed.process_group import join_process_group
@@ -71,7 +71,14 @@ def run(settings: dict[str, Any], *, folder: Path, overrides: list[str], search:
         warn_of_time_limit(trainer)
         if group.is_main_process:  # anew for a run that goes on: it may be longer
             classes = trainer.dataset.class_names
-            run_folder.describe(settings, overrides=overrides, weights_from=weights_from, classes=classes)
+            run_folder.describe(
+                settings,
+                overrides=overrides,
+                weights_from=weights_from,
+                classes=classes,
+                device=device_name(trainer.game.stream.device),
+                processes=group.world_size,
+            )
         try:
             trainer.fit(signals)
             shown = choose_samples(trainer)

@@ -29,6 +29,9 @@ img { max-width: 100%; height: auto; background: white; border-radius: 4px; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; }
 th, td { padding: .25rem .9rem .25rem 0; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { overflow-wrap: normal; min-width: 4.5rem; }
+table.sortable th { cursor: pointer; } th[aria-sort=ascending]::after { content: " ↑"; }
+th[aria-sort=descending]::after { content: " ↓"; }
+table.sortable td:last-child { min-width: 12rem; }
 pre { overflow-x: auto; background: var(--soft); padding: .7rem; font-size: .8rem; max-width: none; }
 nav a { display: block; padding: .15rem 0; }
 @media (max-width: 40rem) {
@@ -39,20 +42,58 @@ nav a { display: block; padding: .15rem 0; }
 """
 
 
+# Sorts a table by the column whose head is clicked, numbers by their value, empty cells last.
+_SORT = """
+for (const head of document.querySelectorAll("table.sortable th")) {
+  head.tabIndex = 0;
+  head.onclick = () => {
+    const index = head.cellIndex, body = head.closest("table").tBodies[0];
+    const falling = head.getAttribute("aria-sort") === "ascending";
+    const value = row => {
+      const text = row.cells[index].textContent.replaceAll(",", ""), number = parseFloat(text);
+      return text && isFinite(number) ? number : text;
+    };
+    const compare = (a, b) => typeof a === typeof b ? (a < b ? -1 : a > b ? 1 : 0) : typeof a === "number" ? -1 : 1;
+    const rows = [...body.rows].sort((a, b) => {
+      const one = value(a), other = value(b);
+      if (one === "" || other === "") return (one === "") - (other === "");
+      return falling ? compare(other, one) : compare(one, other);
+    });
+    for (const other of head.parentNode.cells) other.removeAttribute("aria-sort");
+    head.setAttribute("aria-sort", falling ? "descending" : "ascending");
+    body.append(...rows);
+  };
+  head.onkeydown = event => { if (event.key === "Enter") head.onclick(); };
+}
+"""
+
+
+@dataclass(frozen=True)
+class Link:
+    """A text that leads to `url`."""
+
+    text: str
+    url: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
 @dataclass(frozen=True)
 class Table:
-    """Rows of text below a head; every row is as long as the head."""
+    """Rows of text below a head; every row is as long as the head. sortable: whether a click on a head sorts them."""
 
     head: Sequence[str]
-    rows: Sequence[Sequence[str]]
+    rows: Sequence[Sequence[str | Link]]
     caption: str = ""
+    sortable: bool = False
 
     def lines(self, width: int | None = None) -> list[str]:
         """Returns the table for a terminal: the first column aligned left, the others right.
 
         width: of the terminal; a wider table is divided into several, each with the first column, if that helps.
         """
-        head, *rows = [[printable(cell) for cell in row] for row in (self.head, *self.rows)]
+        head, *rows = [[printable(str(cell)) for cell in row] for row in (self.head, *self.rows)]
         widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
         parts, used = [[0]], widths[0]
         for column in range(1, len(widths)):
@@ -120,18 +161,24 @@ class Section:
     commands: Sequence[str] = field(default_factory=list)
 
 
-def render_page(title: str, introduction: str, sections: Sequence[Section]) -> str:
-    """Returns the HTML file, with a table of contents. All texts are escaped."""
+def render_page(title: str, introduction: str, sections: Sequence[Section], *, refresh: float | None = None) -> str:
+    """Returns the HTML file, with a table of contents. All texts are escaped.
+
+    refresh: seconds after which a browser reads the file again, None for never.
+    """
+    sortable = any(isinstance(part, Table) and part.sortable for section in sections for part in section.parts)
+    script = f"<script>{_SORT}</script>\n" if sortable else ""
+    again = "" if refresh is None else f'<meta http-equiv="refresh" content="{refresh:g}">'
     links = "\n".join(f'<a href="#{index}">{escape(section.title)}</a>' for index, section in enumerate(sections))
     bodies = "\n".join(_render_section(index, section) for index, section in enumerate(sections))
     return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">{again}
 <title>{escape(title)}</title><style>{_STYLE}</style></head><body>
 <h1>{escape(title)}</h1>
 <p>{escape(introduction)}</p>
 <nav>{links}</nav>
 {bodies}
-</body></html>
+{script}</body></html>
 """
 
 
@@ -162,7 +209,12 @@ def _render_part(part: Part) -> str:
         meanings = part.meanings.items()
         return f"<dl>{''.join(f'<dt>{escape(word)}</dt><dd>{escape(meaning)}</dd>' for word, meaning in meanings)}</dl>"
     head = "".join(f"<th>{escape(cell)}</th>" for cell in part.head)
-    body = "\n".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in part.rows)
+    body = "\n".join("<tr>" + "".join(f"<td>{_render_cell(cell)}</td>" for cell in row) + "</tr>" for row in part.rows)
     caption = f"<figcaption>{escape(part.caption)}</figcaption>" if part.caption else ""
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    kind = ' class="sortable"' if part.sortable else ""
+    table = f"<table{kind}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
     return f'<figure>{caption}<div class="wide">{table}</div></figure>'
+
+
+def _render_cell(cell: str | Link) -> str:
+    return escape(cell) if isinstance(cell, str) else f'<a href="{escape(cell.url)}">{escape(cell.text)}</a>'

@@ -134,6 +134,20 @@ class RunFolder:
                 ) from None
         return file
 
+    def is_locked(self) -> bool:
+        """Whether a process of this machine trains here now, as far as that can be known."""
+        lock = self.path / ".lock"
+        if fcntl is None or lock.is_symlink() or not lock.is_file():
+            return False
+        try:
+            with open(lock, encoding="utf-8") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            pass
+        return False
+
     # Settings and starts
 
     def settings(self, *, trust: list[str], parts: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -202,11 +216,13 @@ class RunFolder:
         overrides: list[str],
         weights_from: str | None = None,
         classes: Sequence[str] = (),
+        device: str | None = None,
+        processes: int = 1,
     ) -> None:
         """Writes config.yaml, and adds a start to run.json: the overrides, versions, and the commit.
 
         weights_from: the checkpoint of another run whose weights this start begins with. classes: the names of the
-        data's classes, in the order of their labels, where they have names.
+        data's classes, in the order of their labels, where they have names. device: of each of the `processes`.
         """
         packages = ("torch", "torchvision", "numpy", "hydra-core", "omegaconf")
         start = {
@@ -215,6 +231,8 @@ class RunFolder:
             "versions": {"gancli": __version__, "python": platform.python_version()}
             | {name: metadata.version(name) for name in packages},
             "git_commit": git_commit(),
+            "device": device,
+            "processes": processes,
         }
         if weights_from is not None:
             start["weights_from"] = weights_from

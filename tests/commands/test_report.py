@@ -2,7 +2,9 @@
 
 import json
 import warnings
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import yaml
 from conftest import TINY
@@ -11,6 +13,8 @@ from gancli.commands import train as training
 from gancli.commands.report import _distinct_cells
 from gancli.config import compose
 from gancli.errors import UserError
+from gancli.reporting.image_grids import write_png
+from gancli.training.run_folder import RunFolder
 from gancli.training.trainer import Trainer
 
 EVALUATED = ["evaluation.every=32", "evaluation.count=40", "evaluation.reference_count=100", "diagnostic=none"]
@@ -52,7 +56,8 @@ def test_the_report_of_a_sweep_shows_differing_settings_results_and_failures(cli
     assert page.count('class="gallery"') == 1 and page.index('class="gallery"') < page.rindex("<img")
     for name, loss in (("0", "Hinge"), ("1", "NonSaturating")):
         assert f"<figcaption>{name}{' ★' * (name == best)}: loss={loss}, seed=0, fd_random " in page
-    assert "://" not in page and "<script" not in page, "it refers to nothing elsewhere"
+    assert "://" not in page and "src=" not in page.replace('src="data:', ""), "it refers to nothing elsewhere"
+    assert f'<a href="0/">0{" ★" * (best == "0")}</a>' in page and "<td>CPU</td>" in page
     values = [json.loads(line)["values"] for line in (sweep / "0" / "evaluations.jsonl").read_text().splitlines()]
     assert f"{values[-1]['fd_random']:.4g}" in page
     assert f"{min(row['fd_random'] for row in values):.4g}" in page
@@ -97,7 +102,7 @@ def test_runs_that_differ_in_the_seed_alone_are_one_line(tmp_path, cli):
     result = cli("report", f"run={tmp_path}")
     assert result.status == 0 and "by fid: 2\n" in result.err, result.err
     page = (tmp_path / "report.html").read_text()
-    assert "The best by fid is b (2), marked with a star." in page and "<td>b ★</td>" in page
+    assert "The best by fid is b (2), marked with a star." in page and '<td><a href="b/">b ★</a></td>' in page
     rows = ["loss=Minimax 2 3 1 2 4", "loss=Hinge 1 7 0 7 7"]
     assert all("".join(f"<td>{cell}</td>" for cell in row.split()) in page for row in rows)
     assert page.count("<img") == 2 and "Less is better." in page
@@ -248,7 +253,7 @@ def test_links_do_not_carry_other_files_into_the_page(tmp_path, cli):
     assert result.status == 0, result.err
     page = (tmp_path / "theirs" / "report.html").read_text()
     assert "samples.png is a link to somewhere else" in page and "<img" not in page
-    assert "theirs/c is a link" in result.err and "<td>c" not in page and "<td>b" in page
+    assert "theirs/c is a link" in result.err and ">c</a>" not in page and ">b</a>" in page
 
 
 def test_names_are_shown_as_they_are_and_command_nothing(tmp_path, cli):
@@ -261,3 +266,38 @@ def test_names_are_shown_as_they_are_and_command_nothing(tmp_path, cli):
     page = (tmp_path / "report.html").read_text()
     assert page.count("<img") == 2 and "<td>$\\frac{$" in page and "&lt;b&gt;" in page and "<b>" not in page
     assert "\x1b" not in result.err and "a\\x0ab" in result.err
+
+
+def test_a_live_run_is_shown_until_it_ends(tmp_path, cli, monkeypatch):
+    folder = tmp_path / "runs" / "live"
+    write_run(folder, [{"fid": 5.0}])
+    (folder / "run.json").write_text(json.dumps({"starts": [{"device": "NVIDIA H200", "processes": 4}]}))
+    (folder / "train.log").write_text("[2026-01-01 00:00:00][gancli][INFO] 1,234 images (10%)\n")
+    (folder / "samples").mkdir()
+    write_png(folder / "samples" / "images-000000000100.png", np.zeros((8, 8, 1), np.uint8))
+    pages = []
+
+    def sleep(seconds):
+        pages.append((tmp_path / "runs" / "report.html").read_text())
+        held.release() if len(pages) == 2 else None
+
+    monkeypatch.setattr("gancli.commands.report.time.sleep", sleep)
+    with RunFolder(folder)._lock() as lock:
+        held = SimpleNamespace(release=lock.close)
+        result = cli("report", "run=runs", "watch=7")
+    assert result.status == 0 and len(pages) == 2, result.err
+    assert '<meta http-equiv="refresh" content="7">' in pages[0] and "running: 1,234 images (10%)" in pages[0]
+    assert pages[0].count("data:image/png") == 1, "the newest grid of a run without a last one"
+    row = ["1,234", "1.5", "14", "4 x NVIDIA H200", "0.1"]
+    assert "".join(f"<td>{cell}</td>" for cell in row) in pages[0]
+    last = (tmp_path / "runs" / "report.html").read_text()
+    assert "http-equiv" not in last and "cut off, or running" in last
+
+
+def test_links_lead_from_the_page_to_the_run(tmp_path, cli):
+    write_run(tmp_path / "a b", [{"fid": 5.0}])
+    assert cli("report", f"run={tmp_path}/a b", f"out={tmp_path}/pages/r.html").status == 2
+    (tmp_path / "pages").mkdir()
+    assert cli("report", f"run={tmp_path}/a b", f"out={tmp_path}/pages/r.html").status == 0
+    assert '<a href="../a%20b/">' in (tmp_path / "pages" / "r.html").read_text()
+    assert cli("report", f"run={tmp_path}", "watch=0").status == 2

@@ -128,3 +128,23 @@ def test_a_folder_that_is_no_run_is_refused(cli, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(gancli.UserError, match="not a run folder"):
         gancli.load(tmp_path / "empty")
+
+
+def test_the_notebook_runs_and_has_the_samples_of_the_command_line(cli, monkeypatch, tmp_path):
+    pytest.importorskip("nbconvert", reason="nbconvert is not installed")
+    pytest.importorskip("ipykernel", reason="ipykernel is not installed")
+    import nbformat
+    from nbconvert.preprocessors import ExecutePreprocessor
+
+    notebook = nbformat.read(Path(__file__).parents[1] / "docs" / "notebook.ipynb", as_version=4)
+    small = repr([*TINY, "conditional=true"])
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    cells[1].source = cells[1].source.partition("words = ")[0] + f"words = {small}"
+    cells[-1].source = cells[-1].source.replace("steps=200", "steps=5")
+    cells[-1].source += "\nimport numpy\nnumpy.save('images.npy', images)"
+    monkeypatch.delenv("MPLBACKEND", raising=False)
+    ExecutePreprocessor(timeout=300).preprocess(notebook, {"metadata": {"path": str(tmp_path)}})
+    assert all(output.output_type != "error" for cell in cells for output in cell.outputs)
+    pictures = [o for cell in cells for o in cell.outputs if "image/png" in getattr(o, "data", {})]
+    assert len(pictures) == 6
+    assert np.array_equal(np.load("images.npy"), from_cli(cli, "outputs/notebook", "count=20")[0])

@@ -49,8 +49,8 @@ class RunSummary:
     """The content of one run folder.
 
     name: as in the report. settings: of its config.yaml, empty where it has none. evaluations: those made while
-    training, oldest first. last: the newest row of the log or of the evaluations. ended: how the last start ended. device: that
-    each of the `processes` of the last start computed on.
+    training, oldest first. last: the newest row of the log or of the evaluations. ended: how the last start ended.
+    device: that each of the `processes` of the last start computed on.
     """
 
     name: str

@@ -316,6 +316,15 @@ def summarise(trainer: Trainer, folder: RunFolder, *, weights: Weights) -> None:
             best = f", {evaluation.best:.4g} at its best, after {evaluation.best_images:,} images"
         share = evaluation.seconds / max(trainer.seconds, 1e-9)
         log.info("%s %.4g now%s; evaluation took %.1f %% of the time", name, evaluation.latest[name], best, 100 * share)
+        real = evaluation.of_real_samples() if trainer.stopped_by is None else None
+        if real is not None:
+            log.info(
+                "quality       %s %.4g; real samples against real ones %.4g (%s held out)",
+                name,
+                evaluation.latest[name],
+                real[0],
+                f"{real[1]:,}",
+            )
     log.info("run folder    %s", folder.path)
     log.info("picture       %s", folder.final_samples)
     log.info("its history   %s", folder.progress_animation)

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gancli.datasets.base import Dataset
+from gancli.datasets.base import Dataset, Split
 from gancli.device import Runtime
 from gancli.errors import Collapsed, UserError, require_at_least
 from gancli.files.user_paths import cache_folder
 from gancli.game import Game, eval_mode
-from gancli.metrics.base import Samples
+from gancli.metrics.base import Samples, reference_samples
 from gancli.metrics.suite import build_suite
 from gancli.networks.base import Discriminator
 from gancli.randomness import seeded
@@ -133,6 +133,18 @@ class PeriodicEvaluation:
         samples = self._generate(game.generator, game, seed=seed)
         raw = self.process_group.broadcast_from_main(lambda: suite.main_number(samples))
         return {"ema": self.latest[name], "raw": raw}
+
+    def of_real_samples(self) -> tuple[float, int] | None:
+        """Returns the number that ranks checkpoints, of at most `count` real samples of the other part, and how many.
+
+        That is what a perfect generator would reach. None where nothing was measured, or where they are too few.
+        """
+        if self.suite is None or not self.latest:
+            return None
+        other: Split = "holdout" if self.suite.split == "train" else "train"
+        samples = reference_samples(self.suite.dataset, other, self.count, like=self.suite.real)
+        value = self.suite.main_number(samples) if len(samples) >= 2 else math.nan
+        return (value, len(samples)) if math.isfinite(value) else None
 
     def check_health(self, result: Result, position: Position) -> None:
         """Warns of every alert. Raises Collapsed for a serious one where the health monitor was told to act."""

@@ -311,20 +311,8 @@ def summarise(trainer: Trainer, folder: RunFolder, *, weights: Weights) -> None:
         log.info("value of the game %.3f (saddle point: -log 4 = -1.386)", latest["game/value"])
     evaluation = trainer.evaluation
     if evaluation.latest and evaluation.suite is not None:
-        name, best = evaluation.suite.ranking[0], ""
-        if evaluation.best is not None:
-            best = f", {evaluation.best:.4g} at its best, after {evaluation.best_images:,} images"
-        share = evaluation.seconds / max(trainer.seconds, 1e-9)
-        log.info("%s %.4g now%s; evaluation took %.1f %% of the time", name, evaluation.latest[name], best, 100 * share)
-        real = evaluation.of_real_samples() if trainer.stopped_by is None else None
-        if real is not None:
-            log.info(
-                "quality       %s %.4g; real samples against real ones %.4g (%s held out)",
-                name,
-                evaluation.latest[name],
-                real[0],
-                f"{real[1]:,}",
-            )
+        log.info("quality       %s", quality(trainer))
+        log.info("evaluation took %.1f %% of the time", 100 * evaluation.seconds / max(trainer.seconds, 1e-9))
     log.info("run folder    %s", folder.path)
     log.info("picture       %s", folder.final_samples)
     log.info("its history   %s", folder.progress_animation)
@@ -334,6 +322,20 @@ def summarise(trainer: Trainer, folder: RunFolder, *, weights: Weights) -> None:
     log.info("  gancli sample %s count=64%s", typed("run", folder.path), "" if weights == "ema" else " weights=raw")
     log.info("  gancli evaluate %s", typed("run", folder.path))
     log.info("  tensorboard --logdir %s", shlex.quote(str(folder.path)))
+
+
+def quality(trainer: Trainer) -> str:
+    """Returns the last number that ranks checkpoints, beside that of real samples, and the best one, in words."""
+    evaluation = trainer.evaluation
+    assert evaluation.suite is not None
+    name = evaluation.suite.ranking[0]
+    text = f"{name} {evaluation.latest[name]:.4g}"
+    real = evaluation.of_real_samples() if trainer.stopped_by is None else None
+    if real is not None:
+        text += f", real samples against real ones {real[0]:.4g} ({real[1]:,} held out)"
+    if evaluation.best is not None and evaluation.best_images < trainer.images:
+        text += f"; at its best {evaluation.best:.4g}, after {evaluation.best_images:,} images: checkpoint=best"
+    return text
 
 
 def _size(length: int) -> str:

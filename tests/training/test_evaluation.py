@@ -264,8 +264,21 @@ def test_what_evaluation_took_is_told(train, cli):
     result = cli("train", *TINY, *ON, "hydra.run.dir=run")
     assert result.status == 0
     values = [row["values"]["fd_random"] for row in rows(Path("run"))]
-    now = f"fd_random {values[-1]:.4g} now, {min(values):.4g} at its best, after {best(Path('run'))['images']} images"
-    assert now in result.err and "evaluation took" in result.err
+    now = f"quality       fd_random {values[-1]:.4g}, real samples against real ones "
+    assert now in result.err and "held out)" in result.err and "evaluation took" in result.err
+    if values[-1] > min(values):
+        assert f"at its best {min(values):.4g}, after {best(Path('run'))['images']} images" in result.err
+
+
+def test_real_samples_are_measured_like_generated_ones(train, monkeypatch):
+    made = []
+    original = PeriodicEvaluation.of_real_samples
+    monkeypatch.setattr(
+        PeriodicEvaluation, "of_real_samples", lambda self: made.append((original(self), self.latest)) or made[-1][0]
+    )
+    train(*ON)
+    ((value, count), latest) = made[0]
+    assert 0 < value < latest["fd_random"] and count == 24
 
 
 def test_samples_are_of_the_averaged_generator_and_always_the_same(train, monkeypatch):

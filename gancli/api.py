@@ -9,32 +9,33 @@ images = generator.sample(16, seed=0)  # uint8 (16, H, W, C)
 from __future__ import annotations
 
 import logging
-import shutil
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, cast, overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gancli.errors import Diverged, UserError
+from gancli.commands.latest_run import latest_run
+from gancli.errors import Diverged, UserError, require_at_least
 from gancli.files.user_paths import expand
 from gancli.inference import loading, projection
 from gancli.inference.directions import semantic_directions
 from gancli.inference.loading import Loaded
 from gancli.inference.projection import Projection
-from gancli.inference.sampling import chosen_classes, classes_in_turn, generate, noise_rows
+from gancli.inference.sampling import chosen_classes, classes_in_turn, generate, line_between, noise_rows
 from gancli.networks.base import Generator
 from gancli.reporting.image_grids import to_uint8
 from gancli.training.run_folder import RunFolder
 
 __all__ = ["Diverged", "Projection", "TrainedGenerator", "UserError", "load", "train"]
 
-Labels = int | str | Sequence[int | str]
+Labels = int | str | Sequence[int | str] | NDArray[np.integer[Any]] | Tensor
 
 
 class TrainedGenerator:
@@ -72,6 +73,7 @@ class TrainedGenerator:
 
         truncation: keeps only the middle of the prior, for normal noise |z| <= truncation. Raises UserError.
         """
+        require_at_least(1, count=count)
         return noise_rows(self._prior, count, seed=seed, truncation=truncation)
 
     def labels(self, count: int, chosen: Labels | None = None) -> Tensor | None:
@@ -79,8 +81,18 @@ class TrainedGenerator:
 
         chosen: numbers or names; None for all classes. Raises UserError.
         """
-        classes = chosen_classes(chosen, self.num_classes, self.class_names)
+        require_at_least(1, count=count)
+        classes = self._classes(chosen)
         return None if classes is None else classes_in_turn(classes, count)
+
+    def _classes(self, chosen: Labels | None) -> list[int] | None:
+        given = chosen.tolist() if isinstance(chosen, (np.ndarray, np.generic, Tensor)) else chosen
+        each = [given] if isinstance(given, str) or not isinstance(given, Sequence) else list(given)
+        wrong = [label for label in each if isinstance(label, bool) or not isinstance(label, (int, str, np.integer))]
+        if given is not None and wrong:
+            raise UserError(f"labels={wrong[0]!r}: classes are whole numbers or names")
+        plain = [label if isinstance(label, str) else int(cast(int, label)) for label in each if label is not None]
+        return chosen_classes(None if given is None else plain, self.num_classes, self.class_names)
 
     def __call__(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """Returns the samples of noise z (B, latent_dim): float32 (B, *image_shape), images in [-1, 1].
@@ -133,6 +145,7 @@ class TrainedGenerator:
         `noise`. as_tensor: for float32 (count, *image_shape) on the CPU, images in [-1, 1]. batch_size: samples
         generated at once. Raises UserError.
         """
+        require_at_least(1, batch_size=batch_size)
         noise = self.noise(count, seed=seed, truncation=truncation)
         batches = generate(self.network, noise, self.labels(count, labels), batch_size=batch_size)
         if as_tensor:
@@ -145,15 +158,17 @@ class TrainedGenerator:
 
         Normal noise goes along a great circle, other noise along a straight line. Raises UserError.
         """
-        if steps < 2:
-            raise UserError(f"steps={steps}: at least 2, for both ends")
-        return torch.stack([self._prior.between(a, b, step / (steps - 1)) for step in range(steps)])
+        if a.shape != b.shape or a.shape[-1:] != (self.latent_dim,):
+            raise UserError(f"noise of {tuple(a.shape)} and {tuple(b.shape)}: both of (..., {self.latent_dim})")
+        require_at_least(2, steps=steps)
+        return line_between(self._prior, a, b, steps)
 
     def directions(self, count: int = 8) -> Tensor:
         """Returns the directions of the noise in which samples change most, (count, latent_dim), of unit length.
 
         They are SeFa's, from the weights alone (Shen & Zhou, CVPR 2021). Raises UserError.
         """
+        require_at_least(1, count=count)
         return semantic_directions(self.network, count)[0]
 
     def project(
@@ -162,7 +177,7 @@ class TrainedGenerator:
         *,
         labels: Labels | None = None,
         starts: int = 4,
-        steps: int = 500,
+        steps: int = 1000,
         seed: int = 0,
         features: bool = True,
     ) -> Projection:
@@ -172,13 +187,15 @@ class TrainedGenerator:
         features: whether to compare pretrained features too, where gancli[pretrained] is installed and images have 32
         pixels or more. The other arguments are those of `gancli project`. Raises UserError.
         """
-        if not isinstance(images, Tensor):
+        if isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.ndim == 4:
             images = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+        if not isinstance(images, Tensor) or not images.is_floating_point():
+            raise UserError("images: a float tensor (N, C, H, W) in [-1, 1], or a numpy array uint8 (N, H, W, C)")
         return projection.project(
             self.network,
             self._prior,
             images,
-            labels=None if labels is None else chosen_classes(labels, self.num_classes, self.class_names),
+            labels=None if labels is None else self._classes(labels),
             starts=starts,
             steps=steps,
             seed=seed,
@@ -196,12 +213,24 @@ def load(
 ) -> TrainedGenerator:
     """Loads the generator of a run folder, or of a folder that `gancli export` wrote.
 
-    checkpoint: "last", "best" or a number of images. weights: "ema" for the averaged generator, "raw" for the one in
-    training. trust: packages of your own whose classes the folder may name. Whatever the folder holds, no other code
-    is run. Raises UserError.
+    path: "latest" is the run below outputs with the newest checkpoint. checkpoint: "last", "best" or a number of
+    images. weights: "ema" for the averaged generator, "raw" for the one in training. trust: packages of your own whose
+    classes the folder may name. Whatever the folder holds, no other code is run. Raises UserError.
     """
-    found = loading.load(expand(str(path), key="path"), checkpoint=checkpoint, weights=weights, trust=list(trust))
-    return TrainedGenerator(found, torch.device(device))
+    where = latest_run() if str(path) == "latest" else expand(str(path), key="path")
+    if where is None:
+        raise UserError("path=latest: no run below outputs has a checkpoint; name a run folder")
+    found = loading.load(where, checkpoint=checkpoint, weights=weights, trust=list(trust))
+    return TrainedGenerator(found, _device(device))
+
+
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device={device}: not available here: {str(error).splitlines()[0]}") from None
+    return found
 
 
 def train(overrides: Sequence[str] = ()) -> Path:
@@ -212,15 +241,17 @@ def train(overrides: Sequence[str] = ()) -> Path:
     OSError, and KeyboardInterrupt after Ctrl-C, when a checkpoint was saved.
     """
     from gancli.commands import train as command
+    from gancli.commands.hydra_callbacks import remember_start, undo_start
 
+    if threading.current_thread() is not threading.main_thread():
+        raise UserError("gancli.train: only in the main thread, where Ctrl-C and other signals arrive")
     settings, folder, words = _composed(overrides)
-    is_new = not folder.exists()
+    remember_start(folder)
     try:
         with _logged(folder):
             trainer = command.run(settings, folder=folder, overrides=words)
     except UserError:
-        if is_new and not RunFolder(folder).exists():  # refused before it began
-            shutil.rmtree(folder, ignore_errors=True)
+        undo_start()
         raise
     if trainer.stopped_by == signal.SIGINT:
         raise KeyboardInterrupt
@@ -229,18 +260,15 @@ def train(overrides: Sequence[str] = ()) -> Path:
 
 def _composed(overrides: Sequence[str]) -> tuple[dict[str, Any], Path, list[str]]:
     """Returns the settings, the run folder and the words as the command line takes them. Raises UserError."""
-    import hydra
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.core.utils import setup_globals
     from hydra.errors import HydraException
-    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    from gancli import budget
     from gancli.cli import words_for_hydra
     from gancli.commands import messages
-    from gancli.config import config_dir
+    from gancli.config import compose_run
 
+    if isinstance(overrides, str):
+        raise UserError(f"gancli.train: takes a list of settings, such as [{overrides!r}]")
     given = [str(word) for word in overrides]
     flags = [word for word in given if word.startswith("-")]
     if flags:
@@ -249,19 +277,9 @@ def _composed(overrides: Sequence[str]) -> tuple[dict[str, Any], Path, list[str]
         words = words_for_hydra("train", given)
         if any(word.startswith("-") for word in words):
             raise UserError("gancli.train: one run at a time; a sweep or a launcher starts from the shell")
-        budget.register()
-        setup_globals()  # ${now:…} in the name of the run folder
-        GlobalHydra.instance().clear()
-        with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
-            composed = hydra.compose("train", words, return_hydra_config=True)
-        GlobalHydra.instance().clear()
-        folder = Path(composed.hydra.run.dir)
-        OmegaConf.set_struct(composed, False)
-        del composed["hydra"]
-        settings: Any = OmegaConf.to_container(composed, resolve=True)
+        settings, folder = compose_run("train", words)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(messages.explain(error, "train", given)) from None
-    settings |= {word.removesuffix("=[]"): {} for word in words if word.endswith("=[]")}
     return settings, folder, [word.removeprefix("++") for word in words if not word.startswith("hydra")]
 
 

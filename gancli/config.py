@@ -7,7 +7,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,15 +57,37 @@ def config_dir() -> Path:
 
 def compose(command: str, overrides: list[str]) -> dict[str, Any]:
     """Returns the resolved settings of a command line, as Hydra composes them."""
+    return compose_run(command, overrides)[0]
+
+
+def compose_run(command: str, overrides: list[str]) -> tuple[dict[str, Any], Path]:
+    """Returns the resolved settings of a command line, and the folder that Hydra would run it in.
+
+    A program that uses Hydra itself finds it as it was.
+    """
     import hydra
     from hydra.core.global_hydra import GlobalHydra
-    from omegaconf import OmegaConf
+    from hydra.core.utils import setup_globals
+    from omegaconf import OmegaConf, open_dict
 
     budget.register()
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
-        settings: Any = OmegaConf.to_container(hydra.compose(command, overrides), resolve=True)
-    return dict(settings)
+    setup_globals()  # ${now:…} in the name of the folder
+    before, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
+    try:
+        with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
+            composed = hydra.compose(command, overrides, return_hydra_config=True)
+    finally:
+        GlobalHydra.instance().hydra = before
+    folder = Path(composed.hydra.run.dir)
+    with open_dict(composed):
+        del composed["hydra"]
+    settings: Any = OmegaConf.to_container(composed, resolve=True)
+    return chosen_none(overrides) | settings, folder
+
+
+def chosen_none(overrides: Iterable[str]) -> dict[str, Any]:
+    """Returns what Hydra leaves out for a group of which none is chosen, as by penalty=[]."""
+    return {word.removesuffix("=[]"): {} for word in overrides if word.endswith("=[]")}
 
 
 def check(settings: Mapping[str, Any], schema: Mapping[str, Any]) -> None:

@@ -64,7 +64,7 @@ class Runtime:
         on_cuda = self.device.type == "cuda"
         if precision == "auto":
             precision = "tf32" if on_cuda else "float32"
-        self.precision, self.channels_last = precision, channels_last
+        self.kind, self.precision, self.channels_last = kind, precision, channels_last
         self.cuda_graph = bool(cuda_graph) and on_cuda
         self.cuda_graph_level = logging.INFO if cuda_graph == "auto" else logging.WARNING  # where none can be captured
         self.threads = threads
@@ -85,11 +85,14 @@ class Runtime:
         require_between(1, _MAX_THREADS, threads=threads if isinstance(threads, int) else None)
 
     def __str__(self) -> str:
-        name = device_name(self.device)
-        count = self.process_group.world_size
+        """The device, threads and precision, each with the reason where it was chosen by itself."""
+        on_cuda = self.device.type == "cuda"
+        without = "" if self.kind != "auto" or on_cuda else " (no CUDA device is visible)"
+        count, threads = self.process_group.world_size, torch.get_num_threads()
         processes = f", {count} processes" if count > 1 else ""
-        threads = torch.get_num_threads()
-        return f"{name}, {threads} {'thread' if threads == 1 else 'threads'}, {self.precision}{processes}"
+        parallel = f"{threads} {'thread' if threads == 1 else 'threads'}"
+        parallel += " (as many as a step keeps busy)" if self.threads == "auto" and not on_cuda else ""
+        return f"{device_name(self.device)}{without}, {parallel}, {self.precision}{processes}"
 
     def choose_threads(self, operations: int) -> None:
         """Sets the number of threads where it is "auto" and the device is the CPU.

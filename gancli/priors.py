@@ -64,7 +64,7 @@ class Gaussian(Prior):
         return (sqrt(2.0) * torch.erfinv(2 * inside - 1)).float()
 
     def bounds(self, truncation: float) -> tuple[float, float]:
-        if truncation <= 0:
+        if not truncation > 0:
             raise SettingError(f"truncation={truncation}: a number of standard deviations above 0")
         tail = 0.5 - 0.5 * torch.erf(torch.tensor(truncation / sqrt(2.0), dtype=torch.float64)).item()
         return tail, 1 - tail

@@ -122,9 +122,76 @@ def test_a_wrong_setting_is_an_exception_that_says_so(cli, words, text):
     assert not Path("run").exists()
 
 
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda g: g.sample(0), "count=0: at least 1"),
+        (lambda g: g.noise(-1), "count=-1: at least 1"),
+        (lambda g: g.sample(1, batch_size=0), "batch_size=0: at least 1"),
+        (lambda g: g.directions(0), "count=0: at least 1"),
+        (lambda g: g.sample(1, labels=[1.5]), "labels=1.5: classes are whole numbers or names"),
+        (lambda g: g.sample(1, labels=[True]), "labels=True"),
+        (lambda g: g.sample(1, truncation=float("nan")), "truncation=nan"),
+        (lambda g: g.between(g.noise(1), g.noise(2), 3), r"noise of \(1, 8\) and \(2, 8\)"),
+        (lambda g: gancli.load(g.file.parents[1], device="foo"), "device=foo"),
+        (lambda g: gancli.load(g.file.parents[1], weights="EMA"), "weights=EMA: one of ema, raw"),
+        (lambda g: gancli.train("seed=1"), "takes a list of settings"),
+    ],
+)
+def test_wrong_input_is_an_exception_that_says_so(cli, trained, call, text):
+    with pytest.raises(gancli.UserError, match=text):
+        call(gancli.load(trained))
+
+
+def test_labels_may_be_arrays(train):
+    generator = gancli.load(train("conditional=true"))
+    expected = generator.sample(3, labels=[2, 0, 1])
+    for labels in (np.array([2, 0, 1]), torch.tensor([2, 0, 1]), [np.int64(2), 0, 1]):
+        assert np.array_equal(generator.sample(3, labels=labels), expected)
+    assert np.array_equal(generator.sample(1, labels=np.int64(2)), expected[:1])
+
+
+def test_a_refused_training_leaves_folders_as_they_were(cli, tmp_path):
+    with pytest.raises(gancli.UserError):
+        gancli.train(["pack=0", "hydra.run.dir=a/b/c"])
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").touch()
+    with pytest.raises(gancli.UserError):
+        gancli.train(["pack=0", "hydra.run.dir=mine"])
+    assert {path.name for path in tmp_path.rglob("*")} - {".lock"} == {"mine", "notes.txt"}
+
+
+def test_a_training_leaves_hydra_as_it_was_and_wants_the_main_thread(cli):
+    import threading
+
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+
+    from gancli.config import config_dir
+
+    with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
+        mine = GlobalHydra.instance().hydra
+        gancli.train([*TINY, "hydra.run.dir=run", "freeze=[]", "trust=[]"])
+        assert GlobalHydra.instance().hydra is mine
+    said = []
+
+    def in_a_thread():
+        try:
+            gancli.train(TINY)
+        except gancli.UserError as error:
+            said.append(str(error))
+
+    thread = threading.Thread(target=in_a_thread)
+    thread.start()
+    thread.join()
+    assert "only in the main thread" in said[0]
+
+
 def test_a_folder_that_is_no_run_is_refused(cli, tmp_path):
     with pytest.raises(gancli.UserError, match="no such folder"):
         gancli.load("nowhere")
+    with pytest.raises(gancli.UserError, match="path=latest: no run below outputs"):
+        gancli.load("latest")
     (tmp_path / "empty").mkdir()
     with pytest.raises(gancli.UserError, match="not a run folder"):
         gancli.load(tmp_path / "empty")

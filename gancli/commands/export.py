@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 
 from gancli import config
+from gancli.distributed.process_group import join_process_group
 from gancli.errors import UserError, printable
 from gancli.files.atomic import atomic_folder
 from gancli.files.user_paths import expand
@@ -17,7 +18,7 @@ from gancli.inference import export, loading
 from gancli.inference.sampling import chosen_classes, classes_in_turn, generate, noise_rows
 from gancli.reporting import image_grids
 from gancli.reporting.streams import print_lines
-from gancli.training.run_folder import RunFolder
+from gancli.training.run_folder import RunFolder, numbers_of
 
 log = logging.getLogger(__name__)
 SCHEMA = {
@@ -33,16 +34,20 @@ _SHOWN = 64  # samples in the picture
 
 
 def run(settings: dict[str, Any]) -> Path:
-    """Writes the folder and returns it. Raises UserError, OSError."""
+    """Writes the folder and returns it. Raises UserError, OSError. Of several processes, the main one does it all."""
     config.check(settings, SCHEMA)
+    group = join_process_group()
+    return Path(group.broadcast_from_main(lambda: str(_export(settings))))
+
+
+def _export(settings: dict[str, Any]) -> Path:
     if "onnx" in settings["formats"]:
         export.require_onnx()
     folder = RunFolder(expand(settings["run"], key="run"))
     out = expand(settings["out"], key="out") if settings["out"] else folder.path / "export"
     _check_destination(out, overwrite=settings["overwrite"])
-    chosen = {name: settings[name] for name in ("checkpoint", "weights", "trust")}
     folder.read_config()  # an export is no run, and says so
-    loaded = loading.load(folder.path, **chosen)
+    loaded = loading.load(folder.path, **{name: settings[name] for name in ("checkpoint", "weights", "trust")})
     files: dict[str, bytes] = {loading.PICTURE: _picture(loaded)}
     about = {"images": str(loaded.images), "weights": loaded.weights, "library_name": "gancli"}
     files[loading.WEIGHTS] = export.safetensors_bytes(loaded.generator, about=about)
@@ -67,17 +72,22 @@ def run(settings: dict[str, Any]) -> Path:
 
 
 def _check_destination(out: Path, *, overwrite: bool) -> None:
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if not out.exists():
         return
     if not out.is_dir():
         raise UserError(f"out={out}: is a file, and an export is a folder")
-    strange = sorted(path.name for path in out.iterdir() if path.name not in loading.FILES or not path.is_file())
-    if strange:
-        raise UserError(f"out={out}: holds {strange[0]}, which is no file of an export; choose another out")
-    if not overwrite:
-        raise UserError(f"out={out}: exists already; overwrite=true replaces it, or choose another out")
     if out.resolve() == Path.cwd() or out.is_mount():
         raise UserError(f"out={out}: would be replaced as a whole, which it cannot be; give a folder in it")
+    if not any(out.iterdir()):
+        return
+    strange = sorted(path.name for path in out.iterdir() if path.name not in loading.FILES or not path.is_file())
+    if strange or not loading.is_export(out):
+        held = f"holds {strange[0]}, which" if strange else "holds a model that"
+        raise UserError(f"out={out}: {held} gancli did not export; choose another out")
+    if not overwrite:
+        raise UserError(
+            f"out={out}: exists already; overwrite=true replaces it, with its README.md, or choose another out"
+        )
 
 
 def _picture(loaded: loading.Loaded) -> bytes:
@@ -92,7 +102,7 @@ def _picture(loaded: loading.Loaded) -> bytes:
 
 def _card(folder: RunFolder, loaded: loading.Loaded, files: list[str]) -> str:
     settings, starts = folder.read_config(), folder.starts()
-    seconds = [row["seconds"] for row in folder.read_metrics() if row.get("images", 0) <= loaded.images]
+    seconds = [row["seconds"] for row in numbers_of(folder.read_metrics()) if row["images"] <= loaded.images]
     dataset = settings.get("dataset")
     facts = {
         "data set": _described(dataset),
@@ -104,6 +114,7 @@ def _card(folder: RunFolder, loaded: loading.Loaded, files: list[str]) -> str:
         "git commit": str(starts[-1].get("git_commit")) if starts else "not recorded",
     }
     rows = [row for row in folder.read_evaluations() if row.get("images") == loaded.images]
+    rows = [{**row, **numbers} for row in rows for numbers in numbers_of([row])]
     return export.card(
         loaded,
         title=printable(folder.path.resolve().name),
@@ -129,9 +140,11 @@ def _described(node: Any) -> str:
 def _without_paths(settings: Any) -> Any:
     """Returns the settings without the paths of this machine, which are nobody else's business."""
     if isinstance(settings, dict):
-        hidden = ("root", "path", "cache", "resume", "init", "trust")
-        return {key: _without_paths(value) for key, value in settings.items() if key not in hidden and key != "hydra"}
-    return settings
+        hidden = ("root", "path", "cache", "resume", "init", "trust", "hydra")
+        return {key: _without_paths(value) for key, value in settings.items() if key not in hidden}
+    if isinstance(settings, list):
+        return [_without_paths(value) for value in settings]
+    return "…" if isinstance(settings, str) and settings.startswith(("/", "~", "\\")) else settings
 
 
 def _size(count: int) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from gancli import budget
 from gancli.commands.hydra_callbacks import undo_start
+from gancli.config import chosen_none
 from gancli.distributed.launch import process_info
 from gancli.errors import Collapsed, Diverged, ProcessLost, UserError
 from gancli.overrides import typed_value
@@ -137,11 +138,8 @@ def run_command(work: Work, cfg: DictConfig) -> float | None:
     if not process_info().is_main_process:
         _close_log_files()
     hydra: Any = HydraConfig.get()
-    chosen_none: dict[str, Any] = {
-        word.removesuffix("=[]"): {} for word in hydra.overrides.task if word.endswith("=[]")
-    }
     budget.register()
-    settings: Any = chosen_none | OmegaConf.to_container(cfg, resolve=True)  # type: ignore[operator]
+    settings: Any = chosen_none(hydra.overrides.task) | OmegaConf.to_container(cfg, resolve=True)  # type: ignore[operator]
     if hydra.job.chdir:
         os.chdir(hydra.runtime.cwd)  # paths stay relative to where the command was typed
     sweep = hydra.mode == RunMode.MULTIRUN

@@ -74,20 +74,26 @@ class Folders(Callback):
         _starts.clear()
         if config.hydra.runtime.choices["hydra/help"] != "train" or not process_info().is_main_process:
             return
-        start = _Start(RunFolder(Path(config.hydra.run.dir).absolute()))
         try:
-            start.run.claim()
+            remember_start(Path(config.hydra.run.dir))
         except UserError as error:  # Hydra would make a warning of it
             print(plain(f"gancli: error: {error}"), file=sys.stderr)
             sys.exit(2)
         except OSError:  # Hydra will meet it too
             return
-        _starts.append(start)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Of a sweep; one run that is launched like a sweep of one has no folder of its own in it."""
         written: Any = OmegaConf.to_container(config, resolve=False)  # a job's number is not known yet
         _sweeps[:] = [] if written["hydra"]["sweep"]["subdir"] == "." else [config.hydra.sweep.dir]
+
+
+def remember_start(folder: Path) -> None:
+    """Locks a run folder for a run that begins soon, which `undo_start` can take back. Raises UserError, OSError."""
+    _starts.clear()
+    start = _Start(RunFolder(folder.absolute()))
+    start.run.claim()
+    _starts.append(start)
 
 
 def undo_start() -> None:

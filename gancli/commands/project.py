@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from PIL import UnidentifiedImageError
 from torch import Tensor
 
 from gancli import config
@@ -16,6 +17,7 @@ from gancli.build import build
 from gancli.datasets.decoding import Decoding
 from gancli.datasets.files import find_images
 from gancli.device import Runtime
+from gancli.distributed.process_group import join_process_group
 from gancli.errors import UserError, printable, require_at_least
 from gancli.files.atomic import atomic_write
 from gancli.files.user_paths import expand
@@ -46,19 +48,25 @@ SCHEMA = {
 
 
 def run(settings: dict[str, Any]) -> Path:
-    """Writes a picture, and beside it an npz of what was found; returns the picture. Raises UserError, OSError."""
+    """Writes a picture, and beside it an npz of what was found; returns the picture. Raises UserError, OSError.
+
+    Of several processes, the main one does it all.
+    """
     config.check(settings, SCHEMA)
     require_at_least(1, **{name: settings[name] for name in ("limit", "starts", "steps", "scale")})
-    folder = RunFolder(expand(settings["run"], key="run"))
-    chosen = {name: settings[name] for name in ("checkpoint", "weights", "trust")}
-    loaded = loading.load(folder.path, **chosen)
+    group = join_process_group()
+    return Path(group.broadcast_from_main(lambda: str(_project(settings))))
+
+
+def _project(settings: dict[str, Any]) -> Path:
+    path, source = expand(settings["run"], key="run"), expand(settings["image"], key="image")
+    loaded = loading.load(path, **{name: settings[name] for name in ("checkpoint", "weights", "trust")})
     generator = loaded.generator
     if len(generator.image_shape) != 3:
         raise UserError(f"run={settings['run']}: makes points, not images, to which nothing can be compared")
     labels = chosen_classes(settings["labels"], generator.num_classes, loaded.class_names)
-    source = expand(settings["image"], key="image")
-    out = _destination(settings, folder, source)
     names, targets = _read(source, generator.image_shape, limit=settings["limit"])
+    out = _destination(settings, loaded, path, source)
     runtime: Runtime = build(settings["device"], key="device")
     generator = runtime.place(generator)
     features = pretrained_maps(generator.image_shape, runtime.device) if settings["features"] == "auto" else None
@@ -82,15 +90,20 @@ def run(settings: dict[str, Any]) -> Path:
     return out
 
 
-def _destination(settings: dict[str, Any], folder: RunFolder, source: Path) -> Path:
+def _destination(settings: dict[str, Any], loaded: loading.Loaded, path: Path, source: Path) -> Path:
+    """Returns the picture to write, whose folder exists then. path: of the run or export. Raises UserError."""
     if settings["out"] is not None:
         out = expand(settings["out"], key="out")
     else:
-        inside = folder.samples if folder.exists() else folder.path
-        out = inside / f"projection-{printable(source.stem)[:60]}-seed{settings['seed']}.png"
+        name = f"projection-{printable(source.name)[:60].replace('.', '_')}-{loaded.file.stem}-{loaded.weights}"
+        name += f"-seed{settings['seed']}-steps{settings['steps']}-starts{settings['starts']}"
+        folder = Path() if loading.is_export(path) else RunFolder(path).samples
+        out = folder / f"{name}.png"
     if out.suffix != ".png":
         raise UserError(f"out={out}: the picture is a file that ends in .png")
     for file in (out, out.with_suffix(".npz")):
+        if file.resolve() == source.resolve() or source.resolve() in file.resolve().parents:
+            raise UserError(f"out={file}: is the image, or lies in the folder of the images; choose another out")
         if file.is_dir() or (file.exists() and not settings["overwrite"]):
             raise UserError(f"out={file}: exists already; overwrite=true replaces it, or choose another out")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -100,7 +113,11 @@ def _destination(settings: dict[str, Any], folder: RunFolder, source: Path) -> P
 def _read(source: Path, shape: tuple[int, ...], *, limit: int) -> tuple[list[str], Tensor]:
     """Returns names and images (N, C, H, W) in [-1, 1] of a file, or of the first ones of a folder or zip."""
     channels, height, width = shape
-    decoding = Decoding(height, width, channels=3 if channels >= 3 else 1, fit="crop")
+    if channels not in (1, 3):
+        raise UserError(f"image={source}: this generator's images have {channels} channels, which no file has")
+    if not source.exists():
+        raise UserError(f"image={source}: no such file, folder or zip")
+    decoding = Decoding(height, width, channels=3 if channels == 3 else 1, fit="crop")
     if source.is_file() and source.suffix.lower() != ".zip":
         contents = {source.name: source.read_bytes()}
     else:
@@ -111,9 +128,9 @@ def _read(source: Path, shape: tuple[int, ...], *, limit: int) -> tuple[list[str
         try:
             arrays.append(decoding(content))
         except Exception as error:  # Pillow raises all sorts for broken files
-            raise UserError(f"image={source}: {printable(name)} cannot be read as an image: {error}") from None
-    images = torch.from_numpy(np.stack(arrays)).float() / 127.5 - 1
-    return list(contents), images.expand(-1, channels, -1, -1) if channels == 1 else images
+            reason = "not an image that is known" if isinstance(error, UnidentifiedImageError) else str(error)
+            raise UserError(f"image={source}: {printable(name)} cannot be read as an image: {reason}") from None
+    return list(contents), torch.from_numpy(np.stack(arrays)).float() / 127.5 - 1
 
 
 def _write(out: Path, targets: Tensor, found: Projection, names: list[str], *, scale: int | None) -> None:

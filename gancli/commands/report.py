@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import os
@@ -11,6 +10,7 @@ import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -19,12 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gancli import __version__, config
-from gancli.errors import UserError, did_you_mean, printable, require_positive
+from gancli.errors import UserError, did_you_mean, printable, require_between
 from gancli.files.atomic import atomic_write
 from gancli.files.user_paths import expand
 from gancli.files.yaml_files import read_plain_yaml
 from gancli.reporting.html import Gallery, Image, Link, Part, Section, Table, render_page
-from gancli.training.run_folder import Row, RunFolder
+from gancli.training.run_folder import RunFolder, numbers_of
 
 log = logging.getLogger(__name__)
 SCHEMA = {"run": str | list[str], "out": str | None, "sort": str | None, "watch": float | None}
@@ -91,16 +91,22 @@ def run(settings: dict[str, Any]) -> Path:
     With `watch` the file is written again and again, until every run has ended, or by Ctrl-C.
     """
     config.check(settings, SCHEMA)
-    require_positive(watch=settings["watch"])
+    require_between(1, 86_400, watch=settings["watch"])
     given = settings["run"] if isinstance(settings["run"], list) else [settings["run"]]
     if not given:
         raise UserError("run=[]: name at least one sweep's folder or run folder")
     tops = [expand(folder, key="run") for folder in dict.fromkeys(given)]
     out = expand(settings["out"], key="out") if settings["out"] else tops[0] / "report.html"
-    with contextlib.suppress(KeyboardInterrupt):
-        while _write(out, tops, sort=settings["sort"], watch=settings["watch"]):
-            log.info("report        %s; again in %g s, Ctrl-C ends it", out, settings["watch"])
+    if out.is_dir():
+        raise UserError(f"out={out}: is a folder, and the report is one file")
+    write = partial(_write, out, tops, sort=settings["sort"])
+    while write(watch=settings["watch"]):
+        log.info("report        %s; again in %g s, Ctrl-C ends it", out, settings["watch"])
+        try:
             time.sleep(settings["watch"])
+        except KeyboardInterrupt:
+            write(watch=None)
+            break
     log.info("report        %s", out)
     return out
 
@@ -135,6 +141,7 @@ def _write(out: Path, tops: Sequence[Path], *, sort: str | None, watch: float | 
         Section(title="Samples", parts=_samples(runs, labels, best)),
     ]
     page = render_page("Runs side by side", introduction, sections, refresh=watch if again else None)
+    out.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(out, page.encode(errors="backslashreplace"))
     return again
 
@@ -163,10 +170,12 @@ def _find_runs(top: Path) -> list[Path]:
     """Returns the run folders at or below `top`, and the folders of jobs that failed before their run began."""
     if not top.is_dir():
         raise UserError(f"run={top}: no such folder; name a sweep's folder or run folders")
-    files = (
-        file for name in ("config.yaml", "train.log") for level in ("", "*/", "*/*/") for file in top.glob(level + name)
-    )
+    levels = ("", "*/", "*/*/", "*/*/*/", "*/*/*/*/")  # outputs/multirun/DATE/TIME/JOB
+    files = (file for name in ("config.yaml", "train.log") for level in levels for file in top.glob(level + name))
     folders = {file.parent for file in files if file.parent.name != ".hydra"}  # which holds Hydra's own config.yaml
+    runs = {folder for folder in folders if (folder / "config.yaml").is_file()}
+    folders -= {folder for folder in folders if runs & set(folder.parents)}  # what other programs keep in a run
+    folders -= {folder for folder in folders if "theory" in folder.relative_to(top).parts}  # experiments of a report
     for link in sorted(folder for folder in folders if folder != top and _is_linked(folder, top)):
         log.warning("%s is a link, or below one, and left out; name it itself: run=[…]", printable(link))
         folders.remove(link)
@@ -210,8 +219,8 @@ def _read(path: Path, name: str) -> RunSummary:
         ended = _RUNNING
     if ended in (_NEVER_BEGAN, _RUNNING, _CUT_OFF):
         ended = f"{ended}: {folder.last_log_line()}".rstrip(": ")
-    evaluations = _numbers_of(folder.read_evaluations(by="train"))
-    last = max([*_numbers_of(folder.read_metrics())[-1:], *evaluations[-1:]], key=lambda row: row["images"], default={})
+    evaluations = numbers_of(folder.read_evaluations(by="train"))
+    last = max([*numbers_of(folder.read_metrics())[-1:], *evaluations[-1:]], key=lambda row: row["images"], default={})
     device, processes = (starts[-1].get(name) if starts else None for name in ("device", "processes"))
     return RunSummary(
         name=name,
@@ -223,25 +232,6 @@ def _read(path: Path, name: str) -> RunSummary:
         device=printable(device) if isinstance(device, str) else "",
         processes=processes if isinstance(processes, int) and 1 <= processes <= 10**6 else 1,
     )
-
-
-def _numbers_of(rows: Sequence[Row]) -> list[Row]:
-    """Returns images, seconds and those of the values that are numbers, of each row that has the former two."""
-    numbers = []
-    for row in rows:
-        images, seconds = (_number(row.get(name)) for name in ("images", "seconds"))
-        if images is not None and seconds is not None and math.isfinite(images) and math.isfinite(seconds):
-            given = row["values"] if isinstance(row.get("values"), dict) else {}
-            values = {printable(name): number for name in given if (number := _number(given[name])) is not None}
-            numbers.append({"images": int(images), "seconds": seconds, "values": values})
-    return numbers
-
-
-def _number(value: Any) -> float | None:
-    try:
-        return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
-    except OverflowError:  # a whole number of hundreds of digits
-        return None
 
 
 def _differing_settings(runs: Sequence[RunSummary]) -> dict[str, list[str]]:

@@ -23,13 +23,15 @@ from gancli.device import Runtime
 from gancli.distributed.process_group import ProcessGroup, join_process_group
 from gancli.errors import UserError, printable, require_at_least, require_memory, require_positive
 from gancli.files.user_paths import cache_folder, expand
-from gancli.inference import sample_files
+from gancli.inference import loading, sample_files
 from gancli.inference.directions import semantic_directions, walk_along
-from gancli.inference.loading import PARTS, load_generator
 from gancli.inference.sampling import (
+    STOPS,
     chosen_classes,
     classes_in_turn,
     generate,
+    line_between,
+    line_through_classes,
     noise_rows,
     walk_through_classes,
     walk_through_noise,
@@ -41,11 +43,12 @@ from gancli.networks.base import Generator
 from gancli.priors import Prior
 from gancli.reporting import image_grids
 from gancli.reporting.streams import print_lines
-from gancli.training.checkpoint import Checkpoints
 from gancli.training.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
+_FLOAT = 4  # bytes
 COUNT, ROWS = 64, 8  # samples, and rows of a grid along which samples vary, unless a count is given
+PER_SHARD, REACH = 1000, 3.0  # images in a file of format=tar; how far to go along a direction
 COLUMNS = 9  # images along such a row, unless steps are given
 FRAMES = {"gif": 12, "mp4": 24}  # from one stop of a walk to the next, unless steps are given
 SUFFIXES = {"grid": ".png", "png": "", "npz": ".npz", "tar": "", "gif": ".gif", "mp4": ".mp4"}
@@ -61,9 +64,9 @@ SCHEMA = {
     "format": Literal["grid", "png", "npz", "tar", "gif", "mp4"],
     "vary": Literal["noise", "classes", "directions"] | None,
     "steps": int | None,
-    "reach": float,
+    "reach": float | None,
     "layout": Literal["auto", "classes"],
-    "shard": int,
+    "shard": int | None,
     "scale": int | None,
     "neighbours": int | None,
     "data": str | None,
@@ -92,24 +95,21 @@ def run(settings: dict[str, Any]) -> Path:
     """Writes what `settings` ask for and returns the file or folder. Raises UserError, OSError."""
     settings = _checked(settings)
     near, kind = settings["neighbours"], settings["format"]
-    folder = RunFolder(expand(settings["run"], key="run"))
-    parts = [*PARTS, *([] if near is None else ["dataset", "metric.features", "evaluation"])]
-    trained = folder.settings(trust=settings["trust"], parts=tuple(parts))
-    file, state = Checkpoints(folder.checkpoints).pick(settings["checkpoint"])
-    names = folder.class_names()
-    classes = chosen_classes(settings["labels"], state["num_classes"], names)
-    _check_run(settings, shape=state["shape"], classes=classes)
-    if settings["labels"] is not None and classes is not None and len(names) == state["num_classes"]:
+    path = expand(settings["run"], key="run")
+    loaded = loading.load(path, **{name: settings[name] for name in ("checkpoint", "weights", "trust")})
+    generator, prior, names = loaded.generator, loaded.prior, loaded.class_names
+    classes = chosen_classes(settings["labels"], generator.num_classes, names)
+    _check_run(settings, shape=generator.image_shape, classes=classes)
+    if settings["labels"] is not None and classes is not None and len(names) == generator.num_classes:
         _log_classes(classes, names)
-    out = _destination(settings, folder, file, classes)
+    out = _destination(settings, loaded, path, classes)
     runtime: Runtime = build(settings["device"], key="device", process_group=join_process_group())
-    table = None if near is None else _training_images(trained, settings, runtime, shape=tuple(state["shape"]))
-    prior = build(trained["prior"], key="prior")
-    generator = runtime.place(load_generator(trained, state, prior, weights=settings["weights"], file=file))
+    table = None if near is None else _training_images(path, settings, runtime, shape=generator.image_shape)
+    generator = runtime.place(generator)
     inputs = _inputs(settings, generator, prior, classes)
     make = partial(generate, generator, batch_size=settings["batch_size"], autocast=runtime.autocast)
     if kind == "tar":
-        _write_shards(out, inputs, make, runtime.process_group, {**settings, "checkpoint": file.name})
+        _write_shards(out, inputs, make, runtime.process_group, {**settings, "checkpoint": loaded.file.name})
     else:
         batches = make(inputs.noise, inputs.labels, process_group=runtime.process_group)
         if not runtime.process_group.is_main_process:
@@ -119,7 +119,7 @@ def run(settings: dict[str, Any]) -> Path:
         write(out, batches, inputs, settings)
     if runtime.process_group.is_main_process:
         what = f"walks of {inputs.frames} frames" if inputs.frames > 1 else "samples"
-        log.info("%s %s from %s:", f"{len(inputs.noise) // inputs.frames:,}", what, file.name)
+        log.info("%s %s from %s:", f"{len(inputs.noise) // inputs.frames:,}", what, loaded.file.name)
         print_lines([str(out)])
     return out
 
@@ -144,6 +144,10 @@ def _checked(settings: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(f"data={settings['data']}: only for neighbours=…, which alone need the data set")
     if vary is not None and kind not in ("grid", *MOVING):
         raise UserError(f"vary={vary}: only for format=grid, format=gif and format=mp4")
+    if settings["shard"] is not None and kind != "tar":
+        raise UserError(f"shard={settings['shard']}: only for format=tar")
+    if settings["reach"] is not None and vary != "directions":
+        raise UserError(f"reach={settings['reach']:g}: only for vary=directions")
     if settings["layout"] == "classes" and (kind != "grid" or vary is not None or near is not None):
         raise UserError("layout=classes: a row of samples for each class, only for format=grid without vary=…")
     if vary is not None and near is not None:
@@ -155,7 +159,8 @@ def _checked(settings: Mapping[str, Any]) -> dict[str, Any]:
     if kind == "mp4":
         sample_files.require_video()
     rows = vary == "directions" or (kind == "grid" and (vary is not None or settings["layout"] == "classes"))
-    return {**settings, "vary": vary, "count": settings["count"] or (ROWS if rows else COUNT)}
+    count, shard = settings["count"] or (ROWS if rows else COUNT), settings["shard"] or PER_SHARD
+    return {**settings, "vary": vary, "count": count, "shard": shard, "reach": settings["reach"] or REACH}
 
 
 def _check_run(settings: Mapping[str, Any], *, shape: Sequence[int], classes: Sequence[int] | None) -> None:
@@ -168,9 +173,12 @@ def _check_run(settings: Mapping[str, Any], *, shape: Sequence[int], classes: Se
                 raise UserError(f"{name}={settings[name]}: this run makes points, not images; leave {name} out")
     if settings["layout"] == "classes" and classes is None:
         raise UserError("layout=classes: this run was trained without labels; leave layout out")
+    if settings["vary"] == "classes" and classes is None:
+        raise UserError("vary=classes: this run was trained without labels; take vary=noise")
     if settings["vary"] == "classes" and len(set(classes or [])) < 2:
-        known = "was trained without labels" if classes is None else "needs two classes or more: labels=[0,1]"
-        raise UserError(f"vary=classes: this run {known}" if classes is None else f"vary=classes: {known}")
+        raise UserError("vary=classes: needs two classes or more, such as labels=[0,1]")
+    if settings["vary"] == "directions" and settings["labels"] is not None and len(classes or []) > 1:
+        raise UserError(f"labels={settings['labels']}: vary=directions moves one sample, which has one class")
     if settings["scale"] is not None:
         pixels = settings["count"] * math.prod(shape) * settings["scale"] ** 2
         require_memory(pixels, scale=settings["scale"], count=settings["count"])
@@ -178,30 +186,34 @@ def _check_run(settings: Mapping[str, Any], *, shape: Sequence[int], classes: Se
 
 def _inputs(settings: Mapping[str, Any], generator: Generator, prior: Prior, classes: Sequence[int] | None) -> Inputs:
     """Returns what the samples are made of, in the order in which they are written. Raises UserError."""
-    count, kind, vary, steps = settings["count"], settings["format"], settings["vary"], settings["steps"]
+    count, vary = settings["count"], settings["vary"]
     chosen = {"seed": settings["seed"], "truncation": settings["truncation"]}
     labels = None if classes is None else classes_in_turn(classes, count)
     if vary is None:
+        rows = len(classes or []) if settings["layout"] == "classes" else 1
+        if settings["format"] == "grid":  # the others are written batch by batch
+            _require_samples(generator, rows * count, count=count)
         noise = noise_rows(prior, count, **chosen)
         if settings["layout"] == "auto":
             return Inputs(noise=noise, labels=labels)
         assert classes is not None
-        return Inputs(
-            noise=noise.repeat(len(classes), 1), labels=torch.tensor(classes).repeat_interleave(count), columns=count
-        )
-    moving = kind in MOVING
+        repeated = torch.tensor(classes).repeat_interleave(count)
+        return Inputs(noise=noise.repeat(len(classes), 1), labels=repeated, columns=count)
+    moving, steps = settings["format"] in MOVING, _steps(settings, classes)
+    times = steps * {"noise": STOPS, "classes": len(classes or []), "directions": 2}[vary] if moving else steps
+    _require_samples(generator, times * count, count=count, steps=times)
     if vary == "directions":
-        noise = _along_directions(generator, noise_rows(prior, 1, **chosen), settings)
+        noise = _along_directions(generator, noise_rows(prior, 1, **chosen), settings, steps=steps)
         labels = None if classes is None else torch.full((count,), classes[0])
+    elif vary == "noise" and moving:
+        noise = walk_through_noise(prior, noise_rows(prior, count, **chosen), steps, **chosen)
     elif vary == "noise":
-        noise = noise_rows(prior, count, **chosen)
-        noise = walk_through_noise(prior, noise, steps or (FRAMES[kind] if moving else COLUMNS - 1), **chosen)
-        noise = noise if moving else noise[: steps or COLUMNS]
+        start, end = (noise_rows(prior, count, stream=stream, **chosen) for stream in ("sample", "stop 1"))
+        noise = line_between(prior, start, end, steps)
     else:
         assert classes is not None
-        each = steps or (FRAMES[kind] if moving else max(1, (COLUMNS - 1) // (len(classes) - 1)))
-        mixtures = walk_through_classes(classes, generator.num_classes, each)
-        mixtures = mixtures if moving else mixtures[: each * (len(classes) - 1) + 1]
+        along = walk_through_classes if moving else line_through_classes
+        mixtures = along(classes, generator.num_classes, steps)
         noise = noise_rows(prior, count, **chosen).expand(len(mixtures), -1, -1)
         labels = mixtures[:, None].expand(-1, count, -1)
     times = len(noise)  # (times, count, dim)
@@ -213,24 +225,42 @@ def _inputs(settings: Mapping[str, Any], generator: Generator, prior: Prior, cla
     return Inputs(noise=noise.flatten(0, 1), labels=flat, columns=times, frames=times if moving else 1)
 
 
-def _along_directions(generator: Generator, noise: Tensor, settings: Mapping[str, Any]) -> Tensor:
+def _steps(settings: Mapping[str, Any], classes: Sequence[int] | None) -> int:
+    """Returns the images along a row, or the frames from one stop of a walk to the next."""
+    kind, vary = settings["format"], settings["vary"]
+    if settings["steps"] is not None:
+        return int(settings["steps"])
+    if kind in MOVING:
+        return FRAMES[kind] * (2 if vary == "directions" else 1)
+    if vary != "classes" or classes is None:
+        return COLUMNS
+    legs = len(classes) - 1
+    return legs * max(1, (COLUMNS - 1) // legs) + 1  # each class itself among them
+
+
+def _require_samples(generator: Generator, number: int, **settings: int) -> None:
+    """Raises SettingError where so many samples and their noise do not fit into memory."""
+    require_memory(_FLOAT * number * (generator.latent_dim + math.prod(generator.image_shape)), **settings)
+
+
+def _along_directions(generator: Generator, noise: Tensor, settings: Mapping[str, Any], *, steps: int) -> Tensor:
     """Returns noise (times, count, dim): one sample moved along each of `count` directions; back too in a film."""
     directions, strengths = semantic_directions(generator, settings["count"])
     log.info("directions: singular values %s", ", ".join(f"{value:.3g}" for value in strengths.tolist()))
-    moving = settings["format"] in MOVING
-    steps = settings["steps"] or (2 * FRAMES[settings["format"]] if moving else COLUMNS)
     along = walk_along(noise[0], directions, steps, reach=settings["reach"])
-    return torch.cat([along, along.flip(0)[1:-1]]) if moving else along
+    return torch.cat([along, along.flip(0)[1:-1]]) if settings["format"] in MOVING else along
 
 
-def _destination(settings: dict[str, Any], folder: RunFolder, file: Path, classes: Sequence[int] | None) -> Path:
-    """Returns the file or folder to write, whose parent exists then. file: the checkpoint. Raises UserError."""
+def _destination(settings: dict[str, Any], loaded: loading.Loaded, path: Path, classes: Sequence[int] | None) -> Path:
+    """Returns the file or folder to write, whose parent exists then. path: of the run or export. Raises UserError."""
     kind = settings["format"]
     suffix = SUFFIXES[kind]
     if settings["out"] is not None:
         out = expand(settings["out"], key="out")
+    elif loading.is_export(path):
+        out = Path(f"{path.resolve().name}-{_default_name(settings, loaded.file, classes)}{suffix}")
     else:
-        out = folder.samples / (_default_name(settings, file, classes) + suffix)
+        out = RunFolder(path).samples / (_default_name(settings, loaded.file, classes) + suffix)
     if suffix and out.suffix != suffix:
         raise UserError(f"out={out}: format={kind} writes a file that ends in {suffix}")
     in_use = out.exists() and not (out.is_dir() and not any(out.iterdir()))
@@ -264,22 +294,23 @@ def _check_replaceable(out: Path) -> None:
     """Raises UserError where more would be lost with the folder than samples of this command."""
     if out.is_mount() or out.resolve() == Path.cwd():
         raise UserError(f"out={out}: would be replaced as a whole, which it cannot be; give a folder in it")
+    shards = sample_files.written_shards(out)
     for path in out.iterdir():
         plain = path.is_file() and not path.is_symlink()
-        is_png = plain and re.fullmatch(r"\d{5,}\.png", path.name) and image_grids.is_by_gancli(path)
-        is_shard = plain and (path.name == sample_files.MANIFEST or re.fullmatch(r"samples-\d{5,}\.tar", path.name))
-        if not (is_png or (is_shard and sample_files.is_manifest(out / sample_files.MANIFEST))):
+        is_png = re.fullmatch(r"\d{5,}\.png", path.name) is not None and plain and image_grids.is_by_gancli(path)
+        if not (is_png or (plain and path.name in shards)):
             raise UserError(f"out={out}: holds {path.name}, which is no sample of gancli; choose another out")
 
 
 def _training_images(
-    trained: Mapping[str, Any], settings: Mapping[str, Any], runtime: Runtime, *, shape: tuple[int, ...]
+    path: Path, settings: Mapping[str, Any], runtime: Runtime, *, shape: tuple[int, ...]
 ) -> tuple[Dataset, Samples]:
     """Returns the data set of a run, where it lies now, and no samples, with the features and cache of its metrics.
 
     shape: of the run's samples. Raises UserError.
     """
     near = settings["neighbours"]
+    trained = RunFolder(path).settings(trust=settings["trust"], parts=("dataset", "metric.features", "evaluation"))
     dataset: Dataset = build(config.moved(trained["dataset"], settings["data"]), key="dataset")
     if dataset.shape != shape:
         raise UserError(f"neighbours={near}: the data set has images of {dataset.shape}, not {shape}")

@@ -33,7 +33,7 @@ from gancli.training import cuda_graphs, frozen_weights
 from gancli.training.continued_settings import settings_to_continue
 from gancli.training.health import Remedies
 from gancli.training.initial_weights import load_weights
-from gancli.training.logging import NullLogger, Weights
+from gancli.training.logging import NullLogger, TrainingLogger, Weights
 from gancli.training.run_folder import RunFolder
 from gancli.training.trainer import Trainer
 
@@ -321,7 +321,8 @@ def summarise(trainer: Trainer, folder: RunFolder, *, weights: Weights) -> None:
     log.info("  %s", command_to_continue(trainer, folder))
     log.info("  gancli sample %s count=64%s", typed("run", folder.path), "" if weights == "ema" else " weights=raw")
     log.info("  gancli evaluate %s", typed("run", folder.path))
-    log.info("  tensorboard --logdir %s", shlex.quote(str(folder.path)))
+    if isinstance(trainer.logger, TrainingLogger) and "tensorboard" in trainer.logger.sinks:
+        log.info("  tensorboard --logdir %s", shlex.quote(str(folder.path)))
 
 
 def quality(trainer: Trainer) -> str:
@@ -330,7 +331,9 @@ def quality(trainer: Trainer) -> str:
     assert evaluation.suite is not None
     name = evaluation.suite.ranking[0]
     text = f"{name} {evaluation.latest[name]:.4g}"
-    real = evaluation.of_real_samples() if trainer.stopped_by is None else None
+    real = None
+    with contextlib.suppress(OSError, UserError):  # the data may be gone, and the run has ended well
+        real = evaluation.of_real_samples() if trainer.stopped_by is None else None
     if real is not None:
         text += f", real samples against real ones {real[0]:.4g} ({real[1]:,} held out)"
     if evaluation.best is not None and evaluation.best_images < trainer.images:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -202,7 +203,7 @@ def card(
     what = "images" if is_image else "points"
     tags = ["gan", "gancli", *(["unconditional-image-generation"] if is_image and not generator.num_classes else [])]
     head = ["---", "library_name: gancli", "tags:", *(f"- {tag}" for tag in tags)]
-    head += ["pipeline_tag: unconditional-image-generation", "---"] if is_image else ["---"]
+    head += ["pipeline_tag: unconditional-image-generation", "---"] if len(tags) > 2 else ["---"]
     shape = " x ".join(map(str, generator.image_shape))
     lines = [*head, "", f"# {title}", ""]
     lines += [f"A generator of {what} of shape {shape}, trained as a GAN by gancli {__version__}.", ""]
@@ -215,7 +216,8 @@ def card(
     lines += _without_gancli(generator, files)
     lines += ["## Quality", ""]
     lines += _quality(evaluations) or ["Not measured.", ""]
-    return "\n".join([*lines, "## Settings", "", "```yaml", settings.rstrip(), "```", ""])
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", settings)), default=0))
+    return "\n".join([*lines, "## Settings", "", f"{fence}yaml", settings.rstrip(), fence, ""])
 
 
 def _returned(generator: Generator) -> str:

@@ -76,10 +76,13 @@ def load(
     checkpoint: last, best, or a number of images. trust: packages whose classes the folder may name. Raises UserError.
     """
     trust = trust or []
-    if not (path / "config.yaml").is_file() and (path / CONFIG).is_file():
-        if checkpoint != "last" or weights != "ema":
+    if weights not in ("ema", "raw"):
+        raise UserError(f"weights={weights}: one of ema, raw")
+    if is_export(path):
+        found = _load_export(path, trust=trust)
+        if checkpoint != "last" or weights not in ("ema", found.weights):
             raise UserError(f"{path}: is an export, of one checkpoint's weights; leave checkpoint and weights out")
-        return _load_export(path, trust=trust)
+        return found
     folder = RunFolder(path)
     trained = folder.settings(trust=trust, parts=PARTS)
     file, state = Checkpoints(folder.checkpoints).pick(checkpoint)
@@ -93,6 +96,13 @@ def load(
         images=state["images"],
         weights=weights,
     )
+
+
+def is_export(path: Path) -> bool:
+    """Whether a folder is one that `gancli export` wrote, or means to be."""
+    if (path / "config.yaml").is_file() or not (path / CONFIG).is_file():
+        return False
+    return bool(read_json(path / CONFIG).get("library_name") == "gancli")
 
 
 def load_generator(
@@ -118,6 +128,8 @@ def _load_export(path: Path, *, trust: list[str]) -> Loaded:
     shape, classes, names = about["image_shape"], about["num_classes"], about["class_names"]
     if len(shape) not in (1, 3) or not all(1 <= side <= 2**16 for side in shape) or not 0 <= classes <= 2**20:
         raise UserError(f"{path / CONFIG}: image_shape={shape}, num_classes={classes}: of no generator")
+    if names and len(names) != classes:
+        raise UserError(f"{path / CONFIG}: {len(names)} class_names for num_classes={classes}")
     settings: dict[str, Any] = {"prior": about.get("prior"), "network": {"generator": about.get("generator")}}
     if not all(isinstance(node, dict) and "_target_" in node for node in (about.get("prior"), about.get("generator"))):
         raise UserError(f"{path / CONFIG}: names no class for prior and generator")

@@ -93,9 +93,13 @@ def write_shards(
         process_group.barrier()
 
 
-def is_manifest(file: Path) -> bool:
-    """Whether a file is the manifest of shards that gancli wrote."""
-    return "shards" in read_json(file) and "seed" in read_json(file)
+def written_shards(folder: Path) -> set[str]:
+    """Returns the names of the files in a folder that `write_shards` wrote, as its manifest tells; none without one."""
+    shards = read_json(folder / MANIFEST).get("shards")
+    if not isinstance(shards, list):
+        return set()
+    names = [shard.get("file") for shard in shards if isinstance(shard, dict)]
+    return {MANIFEST, *(name for name in names if isinstance(name, str))}
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
@@ -119,14 +123,19 @@ def write_mp4(out: Path, frames: Sequence[Array]) -> None:
 
     height, width = (-(-side // 2) * 2 for side in frames[0].shape[:2])
     buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp4") as video:
-        stream = video.add_stream("libx264", rate=Fraction(MP4_RATE), options={"crf": "14"})
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        for frame in frames:
-            canvas = np.full((height, width, 3), 255, np.uint8)
-            canvas[: frame.shape[0], : frame.shape[1]] = frame  # grey is the same in all three
-            video.mux(stream.encode(av.VideoFrame.from_ndarray(canvas, format="rgb24")))
-        video.mux(stream.encode())
+    try:
+        with av.open(buffer, "w", format="mp4") as video:
+            stream = video.add_stream("libx264", rate=Fraction(MP4_RATE), options={"crf": "14"})
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            for frame in frames:
+                canvas = np.full((height, width, 3), 255, np.uint8)
+                canvas[: frame.shape[0], : frame.shape[1]] = frame  # grey is the same in all three
+                video.mux(stream.encode(av.VideoFrame.from_ndarray(canvas, format="rgb24")))
+            video.mux(stream.encode())
+    except (av.error.FFmpegError, ValueError, OverflowError) as error:
+        raise UserError(
+            f"format=mp4: a film of {width}x{height} pixels cannot be encoded ({error}); take a smaller scale or count"
+        ) from None
     atomic_write(out, buffer.getbuffer())
 
 

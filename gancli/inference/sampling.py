@@ -95,6 +95,11 @@ def _label_of(name: str, names: Sequence[str]) -> int:
     raise UserError(f"labels={printable(name)}: no class of this run{has}{did_you_mean(name, names)}")
 
 
+def line_between(prior: Prior, a: Tensor, b: Tensor, steps: int) -> Tensor:
+    """Returns noise from a to b, both (..., dim), with both ends: (steps, ..., dim). See `Prior.between`."""
+    return torch.stack([prior.between(a, b, step / (steps - 1)) for step in range(steps)])
+
+
 def walk_through_noise(prior: Prior, noise: Tensor, frames: int, *, seed: int, truncation: float | None) -> Tensor:
     """Returns closed walks that start at the rows of `noise` (N, dim): (STOPS * frames, N, dim).
 
@@ -112,6 +117,14 @@ def walk_through_classes(classes: Sequence[int], num_classes: int, frames: int) 
     frames: from one class to the next.
     """
     return _closed([*torch.eye(num_classes)[list(classes)]], frames, torch.lerp)
+
+
+def line_through_classes(classes: Sequence[int], num_classes: int, steps: int) -> Tensor:
+    """Returns mixtures of classes from the first class through all to the last one: float (steps, num_classes)."""
+    one_hot = torch.eye(num_classes)[list(classes)]
+    places = torch.linspace(0, len(classes) - 1, steps)
+    before = places.long().clamp(max=len(classes) - 2)
+    return torch.lerp(one_hot[before], one_hot[before + 1], (places - before)[:, None])
 
 
 def _closed(stops: Sequence[Tensor], frames: int, between: Callable[[Tensor, Tensor, float], Tensor]) -> Tensor:

@@ -5,11 +5,13 @@ All of them get the same names, over the same axis, images seen.
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import netrc
 import os
 import re
 import socket
+import sys
 import tempfile
 import time
 import uuid
@@ -19,6 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import SplitResult, urlsplit
 
 import numpy as np
 from torch import Tensor
@@ -32,7 +35,7 @@ log = logging.getLogger(__name__)
 ONLINE_SECONDS = 2.0  # to find out whether there is a network
 _LAST_BIN = 5e19  # of TensorBoard's histograms, which fail where all numbers are larger
 _OBJECTIVES = {"loss/discriminator": 0.0, "loss/generator": 0.0, "accuracy/holdout": 0.0}  # of TensorBoard's hparams
-_LONGEST_PARAM = 500  # letters of a value, in MLflow's older servers
+_LONGEST_PARAM, _PARAMS = 500, 100  # letters of a value in MLflow's older servers; values sent at once
 _ID = re.compile(r"[A-Za-z0-9_-]{4,64}")
 
 
@@ -138,27 +141,40 @@ class WandB(Sink):
     """
 
     def __init__(self, start: Start) -> None:
-        _require("wandb", key="wandb")
+        self.check()
         import wandb
 
         mode = os.environ.get("WANDB_MODE") or ("online" if _wandb_answers() else "offline")
-        with _without_chatter("wandb"):
-            self._run = wandb.init(
-                project=os.environ.get("WANDB_PROJECT", "gancli"),
-                name=start.folder.resolve().name,
-                dir=str(start.folder),
-                id=start.ids.setdefault("wandb", uuid.uuid4().hex[:12]),
-                resume="allow",
-                mode=mode,  # type: ignore[arg-type]
-                config=dict(start.settings),
-                settings=wandb.Settings(console="off", silent=True, x_disable_stats=True),
-            )
+        try:
+            with _without_chatter("wandb"):
+                self._run = wandb.init(
+                    project=os.environ.get("WANDB_PROJECT", "gancli"),
+                    name=start.folder.resolve().name,
+                    dir=str(start.folder),
+                    id=start.ids.setdefault("wandb", uuid.uuid4().hex[:12]),
+                    resume="allow",
+                    mode=mode,  # type: ignore[arg-type]
+                    config=dict(start.settings),
+                    settings=wandb.Settings(console="off", silent=True, x_disable_stats=True),
+                )
+        except Exception as error:  # wandb raises all sorts
+            raise UserError(f"log.sinks: wandb cannot begin: {_first_line(error)}") from None
         self._run.define_metric("images")
         self._run.define_metric("*", step_metric="images")
         if mode == "offline":
             log.info(
                 "log.sinks: wandb is offline; to send this run: wandb sync %s", start.folder / "wandb" / "offline*"
             )
+
+    @staticmethod
+    def check() -> None:
+        """Raises UserError for what can be known to fail before a run begins."""
+        _require("wandb")
+        mode = os.environ.get("WANDB_MODE")
+        if mode is not None and mode not in ("online", "offline", "disabled", "shared"):
+            raise UserError(f"log.sinks: WANDB_MODE={mode}: one of online, offline, disabled")
+        if mode == "online" and not _has_login():
+            raise UserError("log.sinks: WANDB_MODE=online, but nobody has logged in; run: wandb login")
 
     def scalars(self, values: Mapping[str, float], *, images: int) -> None:
         self._run.log({"images": images, **values})
@@ -180,22 +196,35 @@ class WandB(Sink):
             self._run.finish()
 
 
+def _wandb_server() -> SplitResult:
+    return urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
+
+
+def _has_login() -> bool:
+    """Whether somebody has logged in to the server of Weights & Biases."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    with suppress(OSError, netrc.NetrcParseError):
+        return netrc.netrc().authenticators(_wandb_server().hostname or "") is not None
+    return False
+
+
 def _wandb_answers() -> bool:
     """Whether somebody has logged in, and the server of Weights & Biases can be reached."""
-    url = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
-    host, _, port = url.partition("://")[2].rstrip("/").partition(":")
-    known = bool(os.environ.get("WANDB_API_KEY"))
-    with suppress(OSError, netrc.NetrcParseError):
-        known = known or netrc.netrc().authenticators(host) is not None
-    return known and _reachable(host, int(port) if port.isdecimal() else 80 if url.startswith("http:") else 443)
+    return _has_login() and _reachable(_wandb_server())
 
 
-def _reachable(host: str, port: int) -> bool:
+def _reachable(url: SplitResult) -> bool:
     try:
-        with socket.create_connection((host, port), timeout=ONLINE_SECONDS):
+        port = url.port or (80 if url.scheme == "http" else 443)
+        with socket.create_connection((url.hostname or "", port), timeout=ONLINE_SECONDS):
             return True
-    except OSError:
+    except (OSError, ValueError):
         return False
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 class MLflow(Sink):
@@ -206,11 +235,12 @@ class MLflow(Sink):
     """
 
     def __init__(self, start: Start) -> None:
-        _require("mlflow", key="mlflow")
-        uri = os.environ.get("MLFLOW_TRACKING_URI") or Path("mlruns").resolve().as_uri()
+        self.check()
+        uri = self._uri()
         if uri.startswith("file:"):  # MLflow would rather have a database
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         from mlflow import MlflowClient
+        from mlflow.entities import Param
         from mlflow.exceptions import MlflowException
 
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "gancli")
@@ -222,10 +252,24 @@ class MLflow(Sink):
             if not self._id:
                 run = self._client.create_run(experiment, run_name=start.folder.resolve().name)
                 self._id = start.ids["mlflow"] = run.info.run_id
-                for key, value in leaves(start.settings):
-                    self._client.log_param(self._id, _allowed(key), str(value)[:_LONGEST_PARAM])
+                values = [(_allowed(key), str(value)[:_LONGEST_PARAM]) for key, value in leaves(start.settings)]
+                params = [Param(key, value or "''") for key, value in values]
+                for first in range(0, len(params), _PARAMS):
+                    self._client.log_batch(self._id, params=params[first : first + _PARAMS])
         except MlflowException as error:
-            raise UserError(f"log.sinks: mlflow at {uri}: {error.message}") from None
+            raise UserError(f"log.sinks: mlflow at {_without_password(uri)}: {_first_line(error)}") from None
+
+    @staticmethod
+    def _uri() -> str:
+        return os.environ.get("MLFLOW_TRACKING_URI") or Path("mlruns").resolve().as_uri()
+
+    @classmethod
+    def check(cls) -> None:
+        """Raises UserError for what can be known to fail before a run begins."""
+        _require("mlflow")
+        uri = cls._uri()
+        if uri.startswith(("http:", "https:")) and not _reachable(urlsplit(uri)):
+            raise UserError(f"log.sinks: mlflow at {_without_password(uri)} does not answer; see MLFLOW_TRACKING_URI")
 
     def _continued(self, known: str | None) -> str | None:
         """Returns the id of the run that goes on; None where there is none, or it is not in this store."""
@@ -254,7 +298,12 @@ class MLflow(Sink):
         pass
 
     def close(self) -> None:
-        self._client.set_terminated(self._id)
+        failed = sys.exc_info()[0] is not None  # closed because of an error that is on its way
+        self._client.set_terminated(self._id, status="FAILED" if failed else "FINISHED")
+
+
+def _without_password(uri: str) -> str:
+    return re.sub(r"//[^/@]*@", "//", uri)
 
 
 def _allowed(name: str) -> str:
@@ -262,26 +311,60 @@ def _allowed(name: str) -> str:
     return re.sub(r"[^\w./ :-]", "_", name)
 
 
-SINKS: dict[str, Callable[[Start], Sink]] = {"tensorboard": TensorBoard, "wandb": WandB, "mlflow": MLflow}
+class Forgiving(Sink):
+    """A sink of another program or machine: where it fails while a run goes on, the run warns once and goes on."""
+
+    def __init__(self, name: str, inner: Sink) -> None:
+        self.name, self.inner, self.failed = name, inner, False
+
+    def scalars(self, values: Mapping[str, float], *, images: int) -> None:
+        self._attempt(lambda: self.inner.scalars(values, images=images))
+
+    def image(self, tag: str, array: Array, *, images: int) -> None:
+        self._attempt(lambda: self.inner.image(tag, array, images=images))
+
+    def histogram(self, tag: str, values: Tensor, *, images: int) -> None:
+        self._attempt(lambda: self.inner.histogram(tag, values, images=images))
+
+    def close(self) -> None:
+        self._attempt(self.inner.close)
+
+    def _attempt(self, function: Callable[[], None]) -> None:
+        try:
+            function()
+        except Exception as error:  # whatever their packages raise
+            if not self.failed:
+                reason = _first_line(error)
+                log.warning("log.sinks: %s failed, and some of the run may be missing there: %s", self.name, reason)
+            self.failed = True
+
+
+REMOTE: dict[str, type[WandB] | type[MLflow]] = {"wandb": WandB, "mlflow": MLflow}
 JSON_LINES = "jsonl"  # metrics.jsonl, which the run folder itself writes
+NAMES = ("tensorboard", JSON_LINES, *REMOTE)
+
+
+def open_sinks(names: Sequence[str], start: Start) -> list[Sink]:
+    """Opens the sinks of these names but for JSON_LINES. Raises UserError."""
+    opened: list[Sink] = [TensorBoard(start)] if "tensorboard" in names else []
+    return [*opened, *(Forgiving(name, sink(start)) for name, sink in REMOTE.items() if name in names)]
 
 
 def check_sinks(names: Sequence[str]) -> None:
-    """Raises SettingError for a name that is no sink, and UserError where the package of one is not installed."""
+    """Raises SettingError for a name that is no sink, and UserError where one could not begin."""
     for name in names:
-        if name not in SINKS and name != JSON_LINES:
-            raise SettingError(f"sinks={list(names)}: {name} is none of {', '.join([*SINKS, JSON_LINES])}")
-        if name in ("wandb", "mlflow"):
-            _require(name, key=name)
+        if name not in NAMES:
+            raise SettingError(f"sinks={list(names)}: {name} is none of {', '.join(NAMES)}")
     if JSON_LINES not in names:
         raise SettingError(f"sinks={list(names)}: {JSON_LINES} is what gancli report and the diagnostics read; keep it")
+    for name, sink in REMOTE.items():
+        if name in names:
+            sink.check()
 
 
-def _require(package: str, *, key: str) -> None:
-    import importlib.util
-
-    if importlib.util.find_spec(package) is None:
-        raise UserError(f"log.sinks: {key} is not installed; run: pip install 'gancli[{key}]'")
+def _require(name: str) -> None:
+    if importlib.util.find_spec(name) is None:
+        raise UserError(f"log.sinks: {name} is not installed; run: pip install 'gancli[{name}]'")
 
 
 @contextmanager

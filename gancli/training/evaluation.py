@@ -141,9 +141,11 @@ class PeriodicEvaluation:
         """
         if self.suite is None or not self.latest:
             return None
+        began = time.monotonic()
         other: Split = "holdout" if self.suite.split == "train" else "train"
         samples = reference_samples(self.suite.dataset, other, self.count, like=self.suite.real)
         value = self.suite.main_number(samples) if len(samples) >= 2 else math.nan
+        self.seconds += time.monotonic() - began
         return (value, len(samples)) if math.isfinite(value) else None
 
     def check_health(self, result: Result, position: Position) -> None:

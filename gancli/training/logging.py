@@ -21,7 +21,7 @@ from gancli.game import Game, eval_mode
 from gancli.game_value import SADDLE_VALUE, decision_threshold, game_statistics
 from gancli.randomness import seeded
 from gancli.reporting import image_grids
-from gancli.reporting.sinks import JSON_LINES, SINKS, Sink, Start, check_sinks
+from gancli.reporting.sinks import JSON_LINES, Sink, Start, check_sinks, open_sinks
 from gancli.training import time_lapse
 from gancli.training.ema import EMA
 from gancli.training.holdout_accuracy import holdout_accuracy
@@ -195,7 +195,7 @@ class TrainingLogger:
             ids=self.folder.read_tracking(),
         )
         known = dict(start.ids)
-        opened = [SINKS[name](start) for name in self.sinks if name != JSON_LINES]
+        opened = open_sinks(self.sinks, start)
         if start.ids != known:
             self.folder.write_tracking(start.ids)
         return opened

@@ -17,9 +17,11 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import platform
 import re
 import subprocess
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
@@ -30,7 +32,7 @@ from typing import IO, Any, cast
 
 from gancli import __version__, config
 from gancli.build import is_trusted, nodes
-from gancli.errors import UserError
+from gancli.errors import UserError, printable
 from gancli.files.atomic import atomic_write, sweep
 from gancli.files.user_paths import is_cache
 from gancli.files.yaml_files import plain_yaml, read_plain_yaml
@@ -44,6 +46,7 @@ except ImportError:  # not a POSIX system: two runs in one folder are then not t
 log = logging.getLogger(__name__)
 FORMAT = 2  # of the folder; 1 had no number
 _LARGEST_JSON, _LARGEST_ROWS = 2**26, 2**30  # bytes of a JSON file, and of rows that are read
+_LOCK_ATTEMPTS = 3
 Row = dict[str, Any]
 _claims = dict[Path, IO[str]]()  # locks of this process for runs that have not begun
 
@@ -123,15 +126,20 @@ class RunFolder:
         self.check_files()
         file = open(self.path / ".lock", "a", encoding="utf-8")  # noqa: SIM115
         if fcntl is not None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                file.close()
-                if not isinstance(error, BlockingIOError):
-                    raise
-                raise UserError(
-                    f"{self.path}: another process is training here; choose another hydra.run.dir"
-                ) from None
+            for attempt in range(_LOCK_ATTEMPTS):
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except OSError as error:
+                    if isinstance(error, BlockingIOError) and attempt + 1 < _LOCK_ATTEMPTS:
+                        time.sleep(0.05)  # somebody may only look whether it is locked
+                        continue
+                    file.close()
+                    if not isinstance(error, BlockingIOError):
+                        raise
+                    raise UserError(
+                        f"{self.path}: another process is training here; choose another hydra.run.dir"
+                    ) from None
         return file
 
     def is_locked(self) -> bool:
@@ -141,7 +149,7 @@ class RunFolder:
             return False
         try:
             with open(lock, encoding="utf-8") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
         except OSError:
@@ -372,6 +380,25 @@ def _only(settings: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
             into = into.setdefault(name, {})
         into[last] = _at(settings, key)
     return picked
+
+
+def numbers_of(rows: Sequence[Row]) -> list[Row]:
+    """Returns images, seconds and those of the values that are numbers, of each row that has the former two."""
+    numbers = []
+    for row in rows:
+        images, seconds = (_number(row.get(name)) for name in ("images", "seconds"))
+        if images is not None and seconds is not None and math.isfinite(images) and math.isfinite(seconds):
+            given = row["values"] if isinstance(row.get("values"), dict) else {}
+            values = {printable(name): number for name in given if (number := _number(given[name])) is not None}
+            numbers.append({"images": int(images), "seconds": seconds, "values": values})
+    return numbers
+
+
+def _number(value: Any) -> float | None:
+    try:
+        return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+    except OverflowError:  # a whole number of hundreds of digits
+        return None
 
 
 def _append(file: Path, row: Row) -> None:

@@ -131,11 +131,42 @@ def test_an_export_is_replaced_only_where_asked_and_only_if_it_is_one(cli, train
     result = cli(*words)
     assert result.status == 2 and "overwrite=true" in result.err
     assert cli(*words, "overwrite=true").status == 0
+    Path("theirs").mkdir()
+    for name in ("config.json", "model.safetensors", "README.md"):
+        Path("theirs", name).write_text('{"model_type": "bert"}')
+    result = cli(*words[:-1], "out=theirs", "overwrite=true")
+    assert result.status == 2 and "holds a model that gancli did not export" in result.err
+    assert cli("export", f"run={trained}", "formats=[]", "out=.").status == 2, "the current folder, also if it is empty"
     Path("there/notes.txt").write_text("mine")
     result = cli(*words, "overwrite=true")
     assert result.status == 2 and "holds notes.txt" in result.err and Path("there/notes.txt").exists()
     result = cli("export", "run=there", "out=again")
     assert result.status == 2 and "not a run folder" in result.err
+
+
+def test_damaged_rows_of_a_run_cost_nothing(cli, trained, tmp_path):
+    run = shutil.copytree(trained, tmp_path / "run")
+    rows = ['{"images": 64}', '{"images": 64, "seconds": "long"}', '{"images": 64, "seconds": 2.0}']
+    (run / "metrics.jsonl").write_text("\n".join(rows))
+    values = f'{{"fid": {10**400}, "kid": 0.25, "odd": [1]}}'
+    row = f'{{"images": 64, "seconds": 2.0, "by": "evaluate", "values": {values}}}'
+    (run / "evaluations.jsonl").write_text(row)
+    result = cli("export", f"run={run}", "formats=[]", "out=there")
+    assert result.status == 0, result.err
+    card = Path("there/README.md").read_text()
+    assert "| kid | 0.25 |" in card and "| fid |" not in card
+
+
+def test_an_export_is_sampled_and_projected_onto_without_writing_into_it(cli, exported, trained):
+    before = sorted(exported.iterdir())
+    assert cli("sample", f"run={exported}", "format=npz", "out=a.npz", "count=4").status == 0
+    assert cli("sample", f"run={exported}", "format=png", "count=1").status == 0
+    assert cli("project", f"run={exported}", f"image={exported}/samples.png", "steps=1").status == 0
+    assert sorted(exported.iterdir()) == before and len(list(Path().glob("projection-*"))) == 2
+    with np.load("a.npz") as file:
+        assert np.array_equal(file["images"], gancli.load(trained).sample(4))
+    result = cli("sample", f"run={exported}", "neighbours=2")
+    assert result.status == 2 and "Traceback" not in result.err
 
 
 def test_a_missing_extra_is_named_before_anything_is_written(cli, trained, monkeypatch):
@@ -145,8 +176,13 @@ def test_a_missing_extra_is_named_before_anything_is_written(cli, trained, monke
 
 
 DAMAGE = {
+    "no classes": (
+        "config.json",
+        lambda text: text.replace('"num_classes"', '"x"'),
+        "not the description of a generator",
+    ),
     "no format": ("config.json", lambda text: text.replace('"format": 1', '"format": 99'), "reads format 1"),
-    "not json": ("config.json", lambda text: text[:40], "not the description of a generator"),
+    "not json": ("config.json", lambda text: text[:40], "not a run folder"),
     "foreign code": ("config.json", lambda text: text.replace("gancli.priors.Gaussian", "os.system"), "may run code"),
     "another kind": (
         "config.json",

@@ -71,28 +71,41 @@ def test_features_count_where_they_are_given():
         seen.append(len(images))
         return [images]
 
-    project(Linear(), Gaussian(dim=16), target, steps=3, starts=2, features=features)
-    assert seen == [2, 2, 2, 2, 2]
+    project(Linear(), Gaussian(dim=16), target, steps=4, starts=2, features=features)
+    assert seen == [2, 2, 2, 1, 1, 1, 1], "the targets, a step and a comparison of all starts; the target, three steps"
 
 
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["image=nowhere.png"], "nowhere.png"),
-        (["image=text.png"], "text.png cannot be read as an image"),
+        (["image=nowhere.png", "out=made/a.png"], "image=nowhere.png: no such file, folder or zip"),
+        (["image=text.png"], "text.png cannot be read as an image: not an image that is known"),
+        (["image=a.png", "out=a.png", "overwrite=true"], "out=a.png: is the image"),
+        (["image=b", "out=b/c.png"], "out=b/c.png: is the image, or lies in the folder of the images"),
         (["image=a.png", "steps=0"], "steps=0: at least 1"),
         (["image=a.png", "labels=3"], "trained without labels"),
         (["image=a.png", "out=a.jpg"], "ends in .png"),
-        (["image=a.png", "out=a.png"], "exists already"),
+        (["image=a.png", "out=there.png"], "exists already"),
     ],
 )
 def test_what_cannot_be_projected_is_refused(cli, trained, words, text):
     Image.new("RGB", (20, 30), "red").save("a.png")
+    Path("b").mkdir()
+    Image.new("L", (8, 8)).save("b/a.png")
     Path("text.png").write_text("no image")
+    Path("there.png").touch()
     result = cli("project", f"run={trained}", *words)
     assert result.status == 2 and text in result.err and "Traceback" not in result.err
+    assert not Path("made").exists() and Path("there.png").read_bytes() == b""
 
 
 def test_images_of_another_shape_are_refused(trained):
+    generator = gancli.load(trained)
     with pytest.raises(UserError, match=r"images of \(1, 9, 9\)"):
-        gancli.load(trained).project(torch.zeros(1, 1, 9, 9))
+        generator.project(torch.zeros(1, 1, 9, 9))
+    for images in (np.zeros((1, 8, 8, 1)), torch.zeros(1, 1, 8, 8, dtype=torch.uint8), [[0.0]]):
+        with pytest.raises(UserError, match="images: a float tensor"):
+            generator.project(images)
+    for images in (torch.full((1, 1, 8, 8), torch.nan), torch.full((1, 1, 8, 8), 7.0), torch.zeros(0, 1, 8, 8)):
+        with pytest.raises(UserError, match="of finite values in"):
+            generator.project(images)

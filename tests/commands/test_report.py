@@ -296,8 +296,21 @@ def test_a_live_run_is_shown_until_it_ends(tmp_path, cli, monkeypatch):
 
 def test_links_lead_from_the_page_to_the_run(tmp_path, cli):
     write_run(tmp_path / "a b", [{"fid": 5.0}])
-    assert cli("report", f"run={tmp_path}/a b", f"out={tmp_path}/pages/r.html").status == 2
-    (tmp_path / "pages").mkdir()
+    result = cli("report", f"run={tmp_path}/a b", f"out={tmp_path}")
+    assert result.status == 2 and "is a folder, and the report is one file" in result.err
     assert cli("report", f"run={tmp_path}/a b", f"out={tmp_path}/pages/r.html").status == 0
     assert '<a href="../a%20b/">' in (tmp_path / "pages" / "r.html").read_text()
-    assert cli("report", f"run={tmp_path}", "watch=0").status == 2
+    for watch in ("0", "1e12", "0.001"):
+        assert cli("report", f"run={tmp_path}", f"watch={watch}").status == 2
+
+
+def test_runs_are_found_where_gancli_puts_them_and_nothing_else_is(tmp_path, cli):
+    for place in ("train/day/hour", "multirun/day/hour/0", "multirun/day/hour/1", "theory/runs/x"):
+        write_run(tmp_path / "outputs" / place, [{"fid": 5.0}])
+    other = tmp_path / "outputs/train/day/hour/wandb/offline-run-1/files"
+    other.mkdir(parents=True)
+    (other / "config.yaml").write_text("a: 1")
+    result = cli("report", "run=outputs")
+    assert result.status == 0, result.err
+    found = [line.split()[0] for line in result.err.splitlines() if " finished" in line]
+    assert found == ["train/day/hour", "multirun/day/hour/0", "multirun/day/hour/1"]

@@ -14,6 +14,7 @@ import torch
 from conftest import TINY
 from PIL import Image
 
+import gancli
 from gancli.commands.sample import COLUMNS, FRAMES, _default_name, _log_classes
 from gancli.errors import UserError
 from gancli.files import atomic
@@ -113,7 +114,11 @@ def test_a_walk_depends_on_the_seed_and_its_number_alone():
         (["vary=noise", "neighbours=1"], "vary=noise: not with neighbours=…"),
         (["vary=directions", "count=9"], "count=9: the noise has 8 dimensions, and as many directions"),
         (["vary=directions", "reach=0"], "reach=0"),
+        (["vary=directions", "labels=[1,2]"], "trained without labels"),
         (["steps=3"], "steps=3: only where samples vary"),
+        (["shard=3"], "shard=3: only for format=tar"),
+        (["reach=2"], "reach=2: only for vary=directions"),
+        (["vary=noise", "count=1", "steps=9000000000"], "steps=9000000000: would take"),
         (["vary=noise", "steps=1"], "steps=1: at least 2"),
         (["layout=classes"], "layout=classes: this run was trained without labels"),
         (["layout=classes", "format=npz"], "only for format=grid without vary=…"),
@@ -316,6 +321,11 @@ def test_noise_varies_along_the_rows_of_a_grid(cli, trained):
     grid = cells("a.png", 3, COLUMNS)
     plain = arrays(cli, trained, "plain", "count=3")["images"][..., 0]
     assert np.array_equal(grid[:, 0], plain), "a row begins with the sample of the same seed"
+    other = gancli.load(trained)
+    end = other(noise_rows(other._prior, 3, seed=0, stream="stop 1"))
+    assert np.array_equal(grid[:, -1], image_grids.to_uint8(end)[..., 0]), "and ends with another sample"
+    assert cli("sample", f"run={trained}", "vary=noise", "count=3", "scale=1", "steps=2", "out=b.png").status == 0
+    assert np.array_equal(cells("b.png", 3, 2), grid[:, [0, -1]])
     changes = np.abs(np.diff(grid.astype(int), axis=1)).mean((0, 2, 3))
     assert (changes > 0).all() and np.abs(grid[:, -1].astype(int) - grid[:, 0]).mean() > 2 * changes.max()
 
@@ -329,7 +339,7 @@ def test_a_row_of_each_class_has_the_same_noise(cli, train):
     assert np.array_equal(grid[0], noise["images"][..., 0])
     assert np.array_equal(grid[1], arrays(cli, run, "c", "count=4", "labels=5")["images"][..., 0])
     assert cli(*words, "vary=classes", "count=4", "steps=6", "out=d.png").status == 0
-    between = cells("d.png", 4, 7)
+    between = cells("d.png", 4, 6)
     assert np.array_equal(between[:, 0], grid[0]) and np.array_equal(between[:, -1], grid[1])
     assert cli(*words, "vary=classes", "format=gif", "count=1", "steps=3", "out=e.gif").status == 0
     result = cli(*words[:2], "vary=classes", "labels=3")
@@ -367,6 +377,10 @@ def test_a_tar_a_folder_and_arrays_hold_the_same_images(cli, train):
     assert number == 11
     assert cli(*words, "format=tar", "out=tar").status == 2
     assert cli(*words, "format=tar", "out=tar", "overwrite=true").status == 0
+    Path("tar/samples-00077.tar").write_text("mine")
+    result = cli(*words, "format=tar", "out=tar", "overwrite=true")
+    assert result.status == 2 and "holds samples-00077.tar" in result.err
+    Path("tar/samples-00077.tar").unlink()
     Path("tar/notes.txt").write_text("mine")
     result = cli(*words, "format=tar", "out=tar", "overwrite=true")
     assert result.status == 2 and "holds notes.txt" in result.err
@@ -390,3 +404,9 @@ def test_an_mp4_without_its_extra_names_it(cli, trained, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     result = cli("sample", f"run={trained}", "format=mp4")
     assert result.status == 2 and "pip install 'gancli[video]'" in result.err
+
+
+def test_a_film_that_cannot_be_encoded_is_one_clear_error(cli, trained):
+    pytest.importorskip("av", reason="gancli[video] is not installed")
+    result = cli("sample", f"run={trained}", "format=mp4", "count=1", "steps=2", "scale=3000", "out=a.mp4")
+    assert result.status == 2 and "cannot be encoded" in result.err and not Path("a.mp4").exists()

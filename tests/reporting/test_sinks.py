@@ -23,7 +23,7 @@ def offline(monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "wandb-data"))
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "wandb-config"))
     monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "wandb-cache"))
-    monkeypatch.setattr(sinks, "_reachable", lambda host, port: False)
+    monkeypatch.setattr(sinks, "_reachable", lambda url: False)
 
 
 def history(folder):
@@ -108,7 +108,7 @@ def test_a_missing_package_is_named_before_anything_is_written(cli, monkeypatch)
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        ("log.sinks=[jsonl,tensorbord]", "tensorbord is none of tensorboard, wandb, mlflow, jsonl"),
+        ("log.sinks=[jsonl,tensorbord]", "tensorbord is none of tensorboard, jsonl, wandb, mlflow"),
         ("log.sinks=[tensorboard]", "jsonl is what gancli report and the diagnostics read"),
         ("log.sinks=jsonl", "log.sinks=[jsonl]"),
     ],
@@ -125,12 +125,12 @@ def test_a_run_without_tensorboard_imports_none_of_it(train):
 
 def test_wandb_is_online_only_where_somebody_logged_in_and_it_answers(monkeypatch, tmp_path):
     asked = []
-    monkeypatch.setattr(sinks, "_reachable", lambda host, port: asked.append((host, port)) or True)
+    monkeypatch.setattr(sinks, "_reachable", lambda url: asked.append((url.hostname, url.port)) or True)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert not sinks._wandb_answers() and asked == []
     monkeypatch.setenv("WANDB_API_KEY", "secret")
-    assert sinks._wandb_answers() and asked == [("api.wandb.ai", 443)]
-    monkeypatch.setenv("WANDB_BASE_URL", "http://wandb.lab:8080")
+    assert sinks._wandb_answers() and asked == [("api.wandb.ai", None)]
+    monkeypatch.setenv("WANDB_BASE_URL", "http://wandb.lab:8080/team")
     assert sinks._wandb_answers() and asked[-1] == ("wandb.lab", 8080)
     monkeypatch.delenv("WANDB_API_KEY")
     (tmp_path / ".netrc").write_text("machine wandb.lab login user password secret\n")
@@ -159,3 +159,38 @@ def test_values_that_are_not_finite_are_shown_as_far_as_can_be(tmp_path):
     sink.scalars({"loss": float("nan")}, images=16)
     sink.close()
     assert np.isnan(tensorboard(tmp_path)["loss"][16])
+
+
+@pytest.mark.parametrize(
+    ("variables", "name", "text"),
+    [
+        ({"WANDB_MODE": "nonsense"}, "wandb", "WANDB_MODE=nonsense: one of online"),
+        ({"WANDB_MODE": "online"}, "wandb", "nobody has logged in; run: wandb login"),
+        (
+            {"MLFLOW_TRACKING_URI": "http://me:secret@mlflow.lab"},
+            "mlflow",
+            "mlflow at http://mlflow.lab does not answer",
+        ),
+    ],
+)
+def test_what_would_fail_later_is_refused_before_anything_is_written(cli, monkeypatch, tmp_path, variables, name, text):
+    pytest.importorskip(name, reason=f"gancli[{name}] is not installed")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for key, value in variables.items():
+        monkeypatch.setenv(key, value)
+    result = cli("train", f"log.sinks=[jsonl,{name}]", "hydra.run.dir=run")
+    assert result.status == 2 and text in result.err and "secret" not in result.err and not Path("run").exists()
+
+
+def test_a_run_goes_on_where_a_service_fails(train, monkeypatch):
+    pytest.importorskip("mlflow", reason="gancli[mlflow] is not installed")
+    calls = []
+
+    def broken(self, *args, **settings):
+        calls.append(args)
+        raise ConnectionError("the server is gone")
+
+    for method in ("scalars", "image", "close"):
+        monkeypatch.setattr(sinks.MLflow, method, broken)
+    run = train("log.sinks=[jsonl,mlflow]", images=128)
+    assert len(calls) > 3 and len(RunFolder(run).read_metrics()) == 8

@@ -201,7 +201,8 @@ def _inputs(settings: Mapping[str, Any], generator: Generator, prior: Prior, cla
         return Inputs(noise=noise.repeat(len(classes), 1), labels=repeated, columns=count)
     moving, steps = settings["format"] in MOVING, _steps(settings, classes)
     times = steps * {"noise": STOPS, "classes": len(classes or []), "directions": 2}[vary] if moving else steps
-    _require_samples(generator, times * count, count=count, steps=times)
+    scale = settings["scale"] or image_grids.default_scale(*generator.image_shape[1:])
+    _require_samples(generator, times * count * scale**2, count=count, steps=times, scale=scale)
     if vary == "directions":
         noise = _along_directions(generator, noise_rows(prior, 1, **chosen), settings, steps=steps)
         labels = None if classes is None else torch.full((count,), classes[0])

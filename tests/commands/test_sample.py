@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from gancli.commands.sample import COLUMNS, FRAMES, _default_name, _log_classes
 from gancli.errors import UserError
 from gancli.files import atomic
 from gancli.files.atomic import atomic_folder
+from gancli.inference.sample_files import write_shards
 from gancli.inference.sampling import STOPS, chosen_classes, noise_rows, walk_through_noise
 from gancli.priors import Gaussian
 from gancli.reporting import image_grids
@@ -410,3 +412,46 @@ def test_a_film_that_cannot_be_encoded_is_one_clear_error(cli, trained):
     pytest.importorskip("av", reason="gancli[video] is not installed")
     result = cli("sample", f"run={trained}", "format=mp4", "count=1", "steps=2", "scale=3000", "out=a.mp4")
     assert result.status == 2 and "cannot be encoded" in result.err and not Path("a.mp4").exists()
+
+
+class Rank:
+    """One of two processes, as threads that meet at barriers."""
+
+    world_size = 2
+
+    def __init__(self, rank, shared, barrier):
+        self.rank, self.is_main_process, self.shared, self.barrier_ = rank, rank == 0, shared, barrier
+
+    def broadcast_from_main(self, function):
+        if self.is_main_process:
+            self.shared.append(function())
+        self.barrier()
+        return self.shared[0]
+
+    def barrier(self):
+        self.barrier_.wait(30)
+
+
+def test_each_process_writes_its_own_shards(tmp_path):
+    images = torch.arange(10.0).view(10, 1, 1, 1).expand(-1, 1, 4, 4) / 10
+    made, shared, barrier = {0: [], 1: []}, [], threading.Barrier(2)
+
+    def write(rank):
+        def generate(rows):
+            made[rank].append((rows.start, rows.stop))
+            yield images[rows]
+
+        group = Rank(rank, shared, barrier)
+        about = {"seed": 0}
+        write_shards(tmp_path / "tar", generate, None, count=10, per_shard=3, about=about, process_group=group)
+
+    threads = [threading.Thread(target=write, args=(rank,)) for rank in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert made == {0: [(0, 3), (6, 9)], 1: [(3, 6), (9, 10)]}
+    assert sorted(path.name for path in (tmp_path / "tar").iterdir()) == [
+        "manifest.json",
+        *(f"samples-0000{number}.tar" for number in range(4)),
+    ]

@@ -217,6 +217,18 @@ def test_the_measurements_of_a_gpu_run_in_small(script):
     assert len(found["steps"]) == 2 * 3 and all(step["images_per_second"] > 0 for step in found["steps"])
 
 
+def test_images_are_sorted_into_clusters_that_serve_as_classes(script, read_folder, tmp_path):
+    status, out, _ = script("cluster_images.py", "clusters", "--count", "12", "--", "dataset=digits")
+    assert status == 0 and "1,617 images in 12 clusters" in out
+    found = read_folder("clusters", labels=True, channels=1)
+    assert len(found) == 1617 and found.num_classes == 12 and len(found.holdout(1000)[0]) == 180
+    images, labels = found.reference("train", 2000)
+    spread = [images[labels == label].float().var(0).mean() for label in range(12)]
+    assert max(spread) < 0.9 * images.float().var(0).mean(), "images of a cluster are alike"
+    status, _, _ = script("cluster_images.py", "clusters", "--", "dataset=digits")
+    assert "is there already" in status
+
+
 def test_operations_are_counted(script):
     status, out, _ = script("count_operations.py", "--network=dcgan 64x64")
     assert status == 0

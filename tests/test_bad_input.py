@@ -103,7 +103,7 @@ SAMPLE = {
     "no run": ([], "run: a value is missing"),
     "run that is not there": (["run=nowhere"], "run=nowhere: no such folder"),
     "folder that is no run": (["run=."], "not a run folder"),
-    "unknown format": (["run={run}", "format=jpg"], "format=jpg: expected one of grid, png, npz, gif"),
+    "unknown format": (["run={run}", "format=jpg"], "format=jpg: expected one of grid, png, npz, tar, gif, mp4"),
     "unknown weights": (["run={run}", "weights=best"], "weights=best: expected one of ema, raw"),
     "no samples": (["run={run}", "count=0"], "count=0: at least 1"),
     "labels of an unlabelled run": (["run={run}", "labels=[1]"], "labels=[1]: this run was trained without labels"),

@@ -18,6 +18,7 @@ from gancli.errors import SettingError, UserError, require_memory
 from gancli.game import PLAYERS, Penalty
 from gancli.networks.memory_limit import MemoryChecked
 from gancli.training.initial_weights import checkpoints_of
+from gancli.training.logging import POINTS_PER_SAMPLE
 from gancli.training.trainer import Trainer
 from gancli.updates import Update
 
@@ -101,7 +102,8 @@ def _check_samples(settings: Mapping[str, Any], info: DatasetInfo, dim: int) -> 
         counts["log.holdout"] = settings["log"]["holdout"]
     sides = {"dataset.resolution": max(info.shape)} if "resolution" in settings["dataset"] else {}
     for key, count in counts.items():
-        require_memory(_FLOAT * count * (prod(info.shape) + dim), **{key: count, "prior.dim": dim}, **sides)
+        drawn = count * (POINTS_PER_SAMPLE if key == "log.samples" and len(info.shape) == 1 else 1)
+        require_memory(_FLOAT * drawn * (prod(info.shape) + dim), **{key: count, "prior.dim": dim}, **sides)
 
 
 def _check_networks(settings: Mapping[str, Any], info: DatasetInfo, dim: int) -> None:

@@ -36,7 +36,6 @@ ONLINE_SECONDS = 2.0  # to find out whether there is a network
 _LAST_BIN = 5e19  # of TensorBoard's histograms, which fail where all numbers are larger
 _OBJECTIVES = {"loss/discriminator": 0.0, "loss/generator": 0.0, "accuracy/holdout": 0.0}  # of TensorBoard's hparams
 _LONGEST_PARAM, _PARAMS = 500, 100  # letters of a value in MLflow's older servers; values sent at once
-_ID = re.compile(r"[A-Za-z0-9_-]{4,64}")
 
 
 @dataclass(kw_only=True)
@@ -377,11 +376,6 @@ def _without_chatter(name: str) -> Iterator[None]:
         yield
     finally:
         logger.setLevel(before)
-
-
-def is_id(value: Any) -> bool:
-    """Whether a value, maybe from a file of somebody else's, can be the id of a run in a service."""
-    return isinstance(value, str) and _ID.fullmatch(value) is not None
 
 
 def _yaml(settings: Mapping[str, Any]) -> str:

@@ -35,7 +35,7 @@ _LINE_SECONDS = 10.0  # between two lines of progress where there is no terminal
 _YEAR = 3.2e7  # seconds; a longer time is not worth telling
 # Of the share of the run that is done, whatever ends it; tqdm's own estimate knows nothing of a budget in minutes.
 _BAR = "{percentage:3.0f}%|{bar:10}| {elapsed} {desc}{postfix}"
-_POINTS = 32  # times as many samples in a plot of points as in a grid of images
+POINTS_PER_SAMPLE = 32  # times as many samples in a plot of points as in a grid of images
 
 
 class Logger(Protocol):
@@ -167,7 +167,7 @@ class TrainingLogger:
         A new run draws its first grid here.
         """
         self.folder.truncate_after(position.images)
-        game, count = self.game, self.samples * (1 if len(self.dataset.shape) == 3 else _POINTS)
+        game, count = self.game, self.samples * (1 if len(self.dataset.shape) == 3 else POINTS_PER_SAMPLE)
         device = game.stream.device
         self.noise = game.prior.sample(count, seeded(self.seed, "preview")).to(device)
         classes = game.generator.num_classes

@@ -36,7 +36,6 @@ from gancli.errors import UserError, printable
 from gancli.files.atomic import atomic_write, sweep
 from gancli.files.user_paths import is_cache
 from gancli.files.yaml_files import plain_yaml, read_plain_yaml
-from gancli.reporting.sinks import is_id
 
 try:
     import fcntl
@@ -315,7 +314,7 @@ class RunFolder:
 
     def read_tracking(self) -> dict[str, str]:
         """Returns what services call this run, by the name of the service."""
-        return {name: value for name, value in read_json(self.tracking).items() if is_id(value)}
+        return {name: value for name, value in read_json(self.tracking).items() if _is_id(value)}
 
     def write_tracking(self, ids: Mapping[str, str]) -> None:
         """Writes what services call this run. Raises OSError."""
@@ -331,6 +330,11 @@ class RunFolder:
     def read_diagnostic(self, name: str) -> Row:
         """Returns what the diagnostic `name` found; an empty dict where it left nothing."""
         return read_json(self.theory / f"{name}.json")
+
+
+def _is_id(value: Any) -> bool:
+    """Whether a value, maybe from a file of somebody else's, can be what a service calls a run."""
+    return isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9_-]{4,64}", value) is not None
 
 
 def require_trusted(settings: Mapping[str, Any], *, file: Path, trust: list[str]) -> None:

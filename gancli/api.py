@@ -31,6 +31,7 @@ from gancli.inference.projection import Projection
 from gancli.inference.sampling import chosen_classes, classes_in_turn, generate, line_between, noise_rows
 from gancli.networks.base import Generator
 from gancli.reporting.image_grids import to_uint8
+from gancli.reporting.streams import LogFormatter
 from gancli.training.run_folder import RunFolder
 
 __all__ = ["Diverged", "Projection", "TrainedGenerator", "UserError", "load", "train"]
@@ -288,7 +289,7 @@ def _logged(folder: Path) -> Iterator[None]:
     """Writes what gancli says to train.log in the run folder."""
     file = RunFolder(folder).log
     handler = logging.FileHandler(file, encoding="utf-8", errors="backslashreplace", delay=True)
-    handler.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] %(message)s"))
+    handler.setFormatter(LogFormatter("[%(asctime)s][%(name)s][%(levelname)s] %(message)s"))
     logger = logging.getLogger("gancli")
     before = logger.level
     logger.setLevel(min(before, logging.INFO) if before else logging.INFO)

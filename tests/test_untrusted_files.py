@@ -23,11 +23,10 @@ from gancli.config import compose
 from gancli.diagnostics.base import TrainedRun
 from gancli.distributions import Expression, GaussianMixture, Table
 from gancli.errors import InvalidTensorFile, SettingError, UserError
-from gancli.files import tensor_files, yaml_files
+from gancli.files import json_files, tensor_files, yaml_files
 from gancli.files.user_paths import mark_cache
 from gancli.metrics.features import Registered
 from gancli.optimizers import ClippedRMSprop, ClippedSGD, OptimisticAdam, OptimisticSGD
-from gancli.training import run_folder
 from gancli.training.checkpoint import Checkpoints
 from gancli.training.run_folder import RunFolder
 from gancli.training.scheduled_optimizer import ScheduledOptimizer
@@ -245,7 +244,7 @@ def test_rows_and_records_of_odd_types_cost_nothing(run, monkeypatch):
     (run / "run.json").write_text('{"format": 1, "starts": [{"versions": []}]}')
     with pytest.raises(UserError, match="written by gancli of an unknown version"):
         RunFolder(run).settings(trust=[])
-    monkeypatch.setattr(run_folder, "_LARGEST_ROWS", 2**20)
+    monkeypatch.setattr(json_files, "_LARGEST_ROWS", 2**20)
     with open(run / "metrics.jsonl", "ab") as file:
         file.truncate(2**40)  # a hole, which takes no room on the disk
     assert [row["images"] for row in RunFolder(run).read_metrics()] == [16, 32, 48, 64]

@@ -8,8 +8,7 @@ import math
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -23,7 +22,7 @@ from gancli.diagnostics.base import TrainedRun, diagnose
 from gancli.distributed.process_group import join_process_group
 from gancli.errors import FeaturesUnavailable
 from gancli.files.user_paths import expand
-from gancli.reporting.streams import print_lines
+from gancli.reporting.streams import print_lines, without_messages
 from gancli.training import cuda_graphs
 from gancli.training.continued_settings import settings_to_continue
 from gancli.training.logging import TrainingLogger
@@ -94,7 +93,7 @@ def run(
     with tempfile.TemporaryDirectory(prefix="gancli-doctor-") as path:
         folder = RunFolder(Path(path))
         trainer, seconds = _assemble(settings, folder)
-        with _messages_suppressed():
+        with without_messages("gancli"):  # which mean nothing after so few steps
             costs = _measure(trainer, folder, settings["diagnostic"], start=startup + seconds)
     if not trainer.process_group.is_main_process:
         return {}
@@ -136,21 +135,9 @@ def _assemble(settings: Mapping[str, Any], folder: RunFolder) -> tuple[Trainer, 
     first = time.monotonic() - began
     _forget_peak_memory()
     began = time.monotonic()
-    with _messages_suppressed():
+    with without_messages("gancli"):  # which mean nothing after so few steps
         trainer = train.assemble(settings, folder=folder)
     return trainer, min(first, time.monotonic() - began + MAX_IMPORT_SECONDS)
-
-
-@contextmanager
-def _messages_suppressed() -> Iterator[None]:
-    """Suppresses the run's own messages, which mean nothing after so few steps."""
-    logger = logging.getLogger("gancli")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
 
 
 def _measure(trainer: Trainer, folder: RunFolder, diagnostics: Mapping[str, Any], *, start: float) -> Costs:

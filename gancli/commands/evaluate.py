@@ -19,6 +19,7 @@ from gancli.device import Runtime
 from gancli.distributed.process_group import join_process_group
 from gancli.errors import InvalidTensorFile, UserError, printable, require_at_least
 from gancli.files.atomic import atomic_write
+from gancli.files.json_files import Row
 from gancli.files.user_paths import cache_folder, expand
 from gancli.inference.loading import load_generator
 from gancli.inference.sampling import generate, noise_rows
@@ -31,7 +32,7 @@ from gancli.reporting import image_grids
 from gancli.reporting.html import Table
 from gancli.reporting.streams import print_lines, terminal_width
 from gancli.training.checkpoint import Checkpoints, read
-from gancli.training.run_folder import Row, RunFolder, provenance
+from gancli.training.run_folder import RunFolder, provenance
 
 log = logging.getLogger(__name__)
 SCHEMA = {

@@ -12,13 +12,14 @@ from gancli import config
 from gancli.distributed.process_group import join_process_group
 from gancli.errors import UserError, printable
 from gancli.files.atomic import atomic_folder
+from gancli.files.json_files import numbers_of
 from gancli.files.user_paths import expand
 from gancli.files.yaml_files import plain_yaml
 from gancli.inference import export, loading
 from gancli.inference.sampling import chosen_classes, classes_in_turn, generate, noise_rows
 from gancli.reporting import image_grids
 from gancli.reporting.streams import print_lines
-from gancli.training.run_folder import RunFolder, numbers_of
+from gancli.training.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 SCHEMA = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import os
 import signal
@@ -43,17 +44,6 @@ def train(cfg: DictConfig) -> float | None:
     return run_command(work, cfg)
 
 
-def sample(cfg: DictConfig) -> None:
-    """`gancli sample`"""
-
-    def work(settings: dict[str, Any], hydra: DictConfig) -> None:
-        from gancli.commands import sample
-
-        sample.run(settings)
-
-    run_command(work, cfg)
-
-
 def evaluate(cfg: DictConfig) -> None:
     """`gancli evaluate`"""
 
@@ -79,48 +69,19 @@ def doctor(runs: int) -> Callable[[DictConfig], None]:
     return task
 
 
-def report(cfg: DictConfig) -> None:
-    """`gancli report`"""
+def _plain(name: str) -> Callable[[DictConfig], None]:
+    """Returns the task of a command that needs its settings alone: `run` in the module of that name."""
 
     def work(settings: dict[str, Any], hydra: DictConfig) -> None:
-        from gancli.commands import report
+        importlib.import_module(f"gancli.commands.{name}").run(settings)
 
-        report.run(settings)
+    def task(cfg: DictConfig) -> None:
+        run_command(work, cfg)
 
-    run_command(work, cfg)
-
-
-def export(cfg: DictConfig) -> None:
-    """`gancli export`"""
-
-    def work(settings: dict[str, Any], hydra: DictConfig) -> None:
-        from gancli.commands import export
-
-        export.run(settings)
-
-    run_command(work, cfg)
+    return task
 
 
-def project(cfg: DictConfig) -> None:
-    """`gancli project`"""
-
-    def work(settings: dict[str, Any], hydra: DictConfig) -> None:
-        from gancli.commands import project
-
-        project.run(settings)
-
-    run_command(work, cfg)
-
-
-def theory(cfg: DictConfig) -> None:
-    """`gancli theory`"""
-
-    def work(settings: dict[str, Any], hydra: DictConfig) -> None:
-        from gancli.commands import theory
-
-        theory.run(settings)
-
-    run_command(work, cfg)
+sample, report, export, project, theory = map(_plain, ("sample", "report", "export", "project", "theory"))
 
 
 def _overrides(hydra: Any) -> list[str]:

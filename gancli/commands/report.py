@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 from gancli import __version__, config
 from gancli.errors import UserError, did_you_mean, printable, require_between
 from gancli.files.atomic import atomic_write
+from gancli.files.json_files import numbers_of
 from gancli.files.user_paths import expand
 from gancli.files.yaml_files import read_plain_yaml
 from gancli.reporting.html import Gallery, Image, Link, Part, Section, Table, render_page
-from gancli.training.run_folder import RunFolder, numbers_of
+from gancli.training.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 SCHEMA = {"run": str | list[str], "out": str | None, "sort": str | None, "watch": float | None}

@@ -24,6 +24,7 @@ from gancli import __version__
 from gancli.errors import UserError
 from gancli.inference.loading import EXPORT_FORMAT, Loaded
 from gancli.networks.base import Generator
+from gancli.reporting.streams import without_messages
 
 log = logging.getLogger(__name__)
 OPSET = 18
@@ -172,17 +173,9 @@ def _require_same(generator: Generator, other: Callable[..., Tensor], name: str)
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keeps back what the exporters print and log of their own progress."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)
+    with without_messages("torch.onnx", "torch.export", "onnxscript", "onnx_ir"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def card(

@@ -24,11 +24,12 @@ from gancli import __version__, config
 from gancli.build import build
 from gancli.errors import UserError
 from gancli.files import tensor_files
+from gancli.files.json_files import read_json
 from gancli.networks.base import Generator
 from gancli.networks.memory_limit import MemoryChecked
 from gancli.priors import Prior
 from gancli.training.checkpoint import Checkpoints
-from gancli.training.run_folder import RunFolder, read_json, require_trusted
+from gancli.training.run_folder import RunFolder, require_trusted
 
 EXPORT_FORMAT = 1
 CONFIG, WEIGHTS, CARD, ONNX, GRAPH, PICTURE = FILES = (

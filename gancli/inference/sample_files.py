@@ -16,9 +16,9 @@ from torch import Tensor
 from gancli.distributed.process_group import ProcessGroup
 from gancli.errors import UserError
 from gancli.files.atomic import atomic_folder, atomic_write
+from gancli.files.json_files import read_json
 from gancli.reporting import image_grids
 from gancli.reporting.image_grids import Array
-from gancli.training.run_folder import read_json
 
 GIF_MILLISECONDS = 60  # of a frame
 MP4_RATE = 24  # frames per second

@@ -16,8 +16,8 @@ import tempfile
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from gancli.config import leaves
 from gancli.errors import SettingError, UserError
 from gancli.reporting import image_grids
 from gancli.reporting.image_grids import Array
+from gancli.reporting.streams import without_messages
 
 log = logging.getLogger(__name__)
 ONLINE_SECONDS = 2.0  # to find out whether there is a network
@@ -145,7 +146,7 @@ class WandB(Sink):
 
         mode = os.environ.get("WANDB_MODE") or ("online" if _wandb_answers() else "offline")
         try:
-            with _without_chatter("wandb"):
+            with without_messages("wandb"):
                 self._run = wandb.init(
                     project=os.environ.get("WANDB_PROJECT", "gancli"),
                     name=start.folder.resolve().name,
@@ -191,7 +192,7 @@ class WandB(Sink):
             self._run.log({"images": images, tag: wandb.Histogram(finite.detach().float().cpu().tolist())})
 
     def close(self) -> None:
-        with _without_chatter("wandb"):
+        with without_messages("wandb"):
             self._run.finish()
 
 
@@ -364,18 +365,6 @@ def check_sinks(names: Sequence[str]) -> None:
 def _require(name: str) -> None:
     if importlib.util.find_spec(name) is None:
         raise UserError(f"log.sinks: {name} is not installed; run: pip install 'gancli[{name}]'")
-
-
-@contextmanager
-def _without_chatter(name: str) -> Iterator[None]:
-    """Keeps back what a package logs of itself, below errors."""
-    logger = logging.getLogger(name)
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
 
 
 def _yaml(settings: Mapping[str, Any]) -> str:

@@ -9,7 +9,8 @@ import os
 import shutil
 import sys
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from gancli.distributed.launch import process_info
 from gancli.errors import printable
@@ -91,6 +92,20 @@ class LogFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return plain(super().format(record))
+
+
+@contextmanager
+def without_messages(*loggers: str) -> Iterator[None]:
+    """Keeps back what these loggers tell below errors."""
+    found = [logging.getLogger(name) for name in loggers]
+    before = [logger.level for logger in found]
+    for logger in found:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(found, before, strict=True):
+            logger.setLevel(level)
 
 
 def _in_ascii(error: UnicodeError) -> tuple[str, int]:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from gancli.datasets.base import Batch, Dataset
 from gancli.errors import require_at_least, require_minutes
+from gancli.files.json_files import Row
 from gancli.game import Game, eval_mode
 from gancli.game_value import SADDLE_VALUE, decision_threshold, game_statistics
 from gancli.randomness import seeded
@@ -26,7 +27,7 @@ from gancli.training import time_lapse
 from gancli.training.ema import EMA
 from gancli.training.holdout_accuracy import holdout_accuracy
 from gancli.training.position import Position
-from gancli.training.run_folder import Row, RunFolder
+from gancli.training.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 Record = Mapping[str, Tensor | float]

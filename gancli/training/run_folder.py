@@ -17,12 +17,11 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import platform
 import re
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from functools import cache
@@ -32,8 +31,9 @@ from typing import IO, Any, cast
 
 from gancli import __version__, config
 from gancli.build import is_trusted, nodes
-from gancli.errors import UserError, printable
+from gancli.errors import UserError
 from gancli.files.atomic import atomic_write, sweep
+from gancli.files.json_files import Row, append_row, keep_rows, read_json, read_rows
 from gancli.files.user_paths import is_cache
 from gancli.files.yaml_files import plain_yaml, read_plain_yaml
 
@@ -44,9 +44,7 @@ except ImportError:  # not a POSIX system: two runs in one folder are then not t
 
 log = logging.getLogger(__name__)
 FORMAT = 2  # of the folder; 1 had no number
-_LARGEST_JSON, _LARGEST_ROWS = 2**26, 2**30  # bytes of a JSON file, and of rows that are read
 _LOCK_ATTEMPTS = 3
-Row = dict[str, Any]
 _claims = dict[Path, IO[str]]()  # locks of this process for runs that have not begun
 
 
@@ -286,19 +284,19 @@ class RunFolder:
 
     def append_metrics(self, row: Row) -> None:
         """Appends a row with `images`, `seconds` and scalars. Raises OSError."""
-        _append(self.metrics, row)
+        append_row(self.metrics, row)
 
     def append_evaluation(self, row: Row) -> None:
         """Appends an evaluation with its protocol, and by which version it was made. Raises OSError."""
-        _append(self.evaluations, {**row, **provenance()})
+        append_row(self.evaluations, {**row, **provenance()})
 
     def read_metrics(self) -> list[Row]:
         """Returns the rows of metrics.jsonl, oldest first."""
-        return _read(self.metrics)
+        return read_rows(self.metrics)
 
     def read_evaluations(self, *, by: str | None = None) -> list[Row]:
         """Returns the rows of evaluations.jsonl, oldest first. by: "train" or "evaluate", None for both."""
-        rows = [row for row in _read(self.evaluations) if isinstance(row.get("values"), dict)]
+        rows = [row for row in read_rows(self.evaluations) if isinstance(row.get("values"), dict)]
         return [row for row in rows if by is None or row.get("by") == by]
 
     def truncate_after(self, images: int) -> None:
@@ -306,8 +304,8 @@ class RunFolder:
 
         A run that was killed after its last checkpoint, or was rolled back, takes those steps again.
         """
-        _keep(self.metrics, lambda row: row["images"] <= images)
-        _keep(self.evaluations, lambda row: row.get("by") != "train" or row["images"] <= images)
+        keep_rows(self.metrics, lambda row: row["images"] <= images)
+        keep_rows(self.evaluations, lambda row: row.get("by") != "train" or row["images"] <= images)
         for after, file in self.sample_grids().items():
             if after > images:
                 file.unlink(missing_ok=True)
@@ -355,17 +353,6 @@ def require_trusted(settings: Mapping[str, Any], *, file: Path, trust: list[str]
         )
 
 
-def read_json(file: Path) -> Row:
-    """Returns the object in a JSON file; an empty dict where the file is missing, damaged or holds something else."""
-    if not file.is_file() or file.stat().st_size > _LARGEST_JSON:
-        return {}
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def _at(settings: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     """Returns the mapping at a dotted key, an empty one where there is none."""
     found: Any = settings
@@ -384,61 +371,6 @@ def _only(settings: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
             into = into.setdefault(name, {})
         into[last] = _at(settings, key)
     return picked
-
-
-def numbers_of(rows: Sequence[Row]) -> list[Row]:
-    """Returns images, seconds and those of the values that are numbers, of each row that has the former two."""
-    numbers = []
-    for row in rows:
-        images, seconds = (_number(row.get(name)) for name in ("images", "seconds"))
-        if images is not None and seconds is not None and math.isfinite(images) and math.isfinite(seconds):
-            given = row["values"] if isinstance(row.get("values"), dict) else {}
-            values = {printable(name): number for name in given if (number := _number(given[name])) is not None}
-            numbers.append({"images": int(images), "seconds": seconds, "values": values})
-    return numbers
-
-
-def _number(value: Any) -> float | None:
-    try:
-        return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
-    except OverflowError:  # a whole number of hundreds of digits
-        return None
-
-
-def _append(file: Path, row: Row) -> None:
-    with open(file, "ab+") as lines:
-        if lines.tell() > 0:
-            lines.seek(-1, 2)
-            if lines.read(1) != b"\n":  # the last line was cut off
-                lines.write(b"\n")
-        lines.write(json.dumps(row).encode() + b"\n")
-
-
-def _parse(line: bytes) -> Row | None:
-    """Returns the row, or None for a line that was cut off or is no row."""
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    known = isinstance(row, dict) and isinstance(row.get("images", 0), (int, float))
-    return row if known else None
-
-
-def _read(file: Path) -> list[Row]:
-    if not file.is_file():  # a run without any
-        return []
-    with open(file, "rb") as opened:
-        lines = opened.read(_LARGEST_ROWS).splitlines()
-    return [row for row in map(_parse, lines) if row is not None and "images" in row]
-
-
-def _keep(file: Path, wanted: Callable[[Row], bool]) -> None:
-    if not file.exists():
-        return
-    lines = file.read_bytes().splitlines(keepends=True)
-    kept = [line for line in lines if (row := _parse(line)) is not None and "images" in row and wanted(row)]
-    if kept != lines:
-        atomic_write(file, b"".join(kept))
 
 
 def provenance() -> dict[str, str | None]:

@@ -36,6 +36,7 @@ _LINE_SECONDS = 10.0  # between two lines of progress where there is no terminal
 _YEAR = 3.2e7  # seconds; a longer time is not worth telling
 # Of the share of the run that is done, whatever ends it; tqdm's own estimate knows nothing of a budget in minutes.
 _BAR = "{percentage:3.0f}%|{bar:10}| {elapsed} {desc}{postfix}"
+DEFAULT_SINKS = ("tensorboard", JSON_LINES)
 POINTS_PER_SAMPLE = 32  # times as many samples in a plot of points as in a grid of images
 
 
@@ -138,7 +139,7 @@ class TrainingLogger:
         picture_minutes: float | None = 5.0,
         samples: int = 64,
         holdout: int = 256,
-        sinks: tuple[str, ...] = ("tensorboard", JSON_LINES),
+        sinks: tuple[str, ...] = DEFAULT_SINKS,
     ) -> None:
         self.check_settings(
             every=every,
@@ -156,7 +157,9 @@ class TrainingLogger:
         self._sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
 
     @staticmethod
-    def check_settings(*, picture_minutes: float | None = None, sinks: Sequence[str] = (), **settings: int) -> None:
+    def check_settings(
+        *, picture_minutes: float | None = None, sinks: Sequence[str] = DEFAULT_SINKS, **settings: int
+    ) -> None:
         """Raises SettingError for values that are wrong whatever the data, UserError for a sink not installed."""
         check_sinks(sinks)
         require_at_least(1, **settings)

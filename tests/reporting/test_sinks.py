@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import train_in
 
 from gancli.errors import UserError
 from gancli.reporting import sinks
@@ -116,6 +117,18 @@ def test_a_missing_package_is_named_before_anything_is_written(cli, monkeypatch)
 def test_sinks_that_are_none_are_refused(cli, words, text):
     result = cli("train", words)
     assert result.status == 2 and text in result.err
+
+
+def test_a_run_from_before_there_were_sinks_goes_on(train):
+    run = train()
+    config = run / "config.yaml"
+    lines = config.read_text().splitlines(keepends=True)
+    start = next(number for number, line in enumerate(lines) if line.strip() == "sinks:")
+    end = next(number for number in range(start + 1, len(lines)) if not lines[number].lstrip().startswith("- "))
+    config.write_text("".join(lines[:start] + lines[end:]))
+    assert "sinks" not in config.read_text()
+    train_in(run, f"resume={run}", "train.images=128")
+    assert RunFolder(run).read_metrics()[-1]["images"] == 128 and list(run.glob("events.*"))
 
 
 def test_a_run_without_tensorboard_imports_none_of_it(train):

@@ -7,20 +7,37 @@ settings of a run hold what was chosen, so that a run that goes on elsewhere goe
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple
 
+from gancli.datasets.files import count_images
+from gancli.errors import SettingError
+from gancli.files.user_paths import expand
+
 RESOLVER = "by_budget"
+_MANY = 10_000  # pictures that a data set of unknown size is taken to have
+_FEW_PASSES = 10  # through the data, in which a discriminator does not come to know its images
+_FEW_IMAGES = 100_000  # which leave no time for small steps
 
 
 class Budget(NamedTuple):
-    """minutes: of training, infinite where only images limit it. gpu: whether it trains on one."""
+    """minutes: of training, infinite where only images limit it. images: to be seen, a rough guess where only the time
+    limits them. gpu: whether it trains on one. pictures: of the data set, None where that is not known.
+    """
 
     minutes: float
+    images: float
     gpu: bool
+    pictures: int | None
+
+    @property
+    def passes(self) -> float:
+        return self.images / (self.pictures or _MANY)
 
     def __str__(self) -> str:
         time = f"{self.minutes:g} minutes" if self.minutes < float("inf") else "any time"
-        return f"{time} of a {'GPU' if self.gpu else 'CPU'}"
+        pictures = "" if self.pictures is None else f" and {self.pictures:,} pictures"
+        return f"{time} of a {'GPU' if self.gpu else 'CPU'}{pictures}"
 
 
 def _resolution(budget: Budget) -> int:
@@ -29,10 +46,17 @@ def _resolution(budget: Budget) -> int:
     return 64 if budget.minutes >= 5 else 32
 
 
-_CHOICES: dict[str, Callable[[Budget], int]] = {
+def _augmentation(budget: Budget) -> list[str]:
+    return ["translation"] if budget.passes < _FEW_PASSES else ["color", "translation", "cutout"]
+
+
+_CHOICES: dict[str, Callable[[Budget], float | list[str]]] = {
     "resolution": _resolution,  # pixels of a side
     "batch_size": lambda budget: 32 if budget.gpu else 16,
     "channels": lambda budget: 32 if budget.gpu else 16,  # of the generator's finest map
+    "augmentation": _augmentation,
+    "generator_lr": lambda budget: 4e-3 if budget.images < _FEW_IMAGES else 1e-3,
+    "discriminator_lr": lambda budget: 2e-3 if budget.images < _FEW_IMAGES else 5e-4,
 }
 
 
@@ -43,14 +67,38 @@ def register() -> None:
     OmegaConf.register_new_resolver(RESOLVER, _choose, replace=True)
 
 
-def _choose(what: str, *, _root_: Any) -> int:
+def _choose(what: str, *, _root_: Any) -> float | list[str]:
     return _CHOICES[what](_budget(_root_))
 
 
 def _budget(settings: Any) -> Budget:
-    minutes, kind = settings["train"]["minutes"], settings["device"]["kind"]
+    kind = settings["device"]["kind"]
     gpu = kind == "cuda" or (kind == "auto" and _has_gpu())
-    return Budget(minutes=float("inf") if minutes is None else float(minutes), gpu=gpu)
+    minutes, images = (_number(settings["train"][name], float("inf")) for name in ("minutes", "images"))
+    path, limit = settings["dataset"].get("path"), _number(settings["dataset"].get("limit"), float("inf"))
+    pictures = None if path is None else _pictures(str(path))
+    return Budget(
+        minutes=minutes,
+        images=min(images, minutes * (60_000 if gpu else 1_000)),
+        gpu=gpu,
+        pictures=None if pictures is None else int(min(pictures, limit)),
+    )
+
+
+def _number(value: Any, none: float) -> float:
+    """Returns a setting as a number, or `none` for null and for what is refused later."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return none
+
+
+@lru_cache
+def _pictures(path: str) -> int | None:
+    try:
+        return count_images(expand(path))
+    except SettingError:
+        return None
 
 
 def _has_gpu() -> bool:
@@ -66,8 +114,13 @@ def chosen(settings: Any) -> str | None:
     keys = list(_left_to_the_budget(OmegaConf.to_container(settings, resolve=False)))
     if not keys:
         return None
-    values = ", ".join(f"{key}={OmegaConf.select(settings, key)}" for key in keys)
+    values = ", ".join(f"{key}={_written(OmegaConf.select(settings, key))}" for key in keys)
     return f"by {_budget(settings)}: {values}"
+
+
+def _written(value: Any) -> str:
+    """Returns a value as it is written on the command line."""
+    return str(value) if isinstance(value, (int, float)) else f"[{','.join(value)}]"
 
 
 def _left_to_the_budget(node: Any, key: str = "") -> Iterator[str]:

@@ -3,17 +3,22 @@
 
     scripts/measure_photos.py photos.zip --holdout 2000 --minutes 10
     scripts/measure_photos.py photos.zip --methods photos --seeds 0 1 2
+    scripts/measure_photos.py photos.zip --methods photos dcgan -- dataset.resolution=32
+    scripts/measure_photos.py cifar10 --holdout 0 --minutes 20 --methods photos cifar10 --features classifier -- LABELS
     scripts/measure_photos.py --write
 
-The data is a folder or zip of photographs, of which the last `--holdout` by name are held out. Records are kept in
-docs/photos.json, one per method, data, minutes and seed, and a picture of the first samples beside it. `--write` only
-puts the table into docs/recipes.md. What follows `--` is passed to `gancli train`, and is part of the method's name.
+where LABELS are dataset.labels=true conditional=false. The data is a folder or zip of photographs, of which the last
+`--holdout` by name are held out, or with `--holdout 0` those that the data set holds out itself. Records are kept in
+docs/photos.json, one per method, data, minutes and seed, and a picture of the first samples beside it. `--features`
+are those of Fréchet distances besides that of efficientnet. `--write` only puts the table into docs/recipes.md. What
+follows `--` is passed to `gancli train`, and is part of the method's name, unless it is about labels.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -36,6 +41,7 @@ METHODS = {
     "photos": ["experiment=photos"],
     "photos_dcgan": ["experiment=photos", "network/generator=dcgan", "network.generator.channels=32"],
     "photos_small": ["experiment=photos_small"],
+    "cifar10": ["experiment=cifar10", "dataset=folder", "dataset.resolution=32", "train.images=null"],
 }
 COLUMNS = {
     "images": "images",
@@ -44,8 +50,10 @@ COLUMNS = {
     "precision": "precision",
     "recall": "recall",
     "fd_random": "FD (random)",
+    "fd_classifier": "FD (classifier)",
     "closer_than_holdout": "copies",
 }
+ABOUT_LABELS = {"dataset.labels=true", "conditional=false"}  # for the features of a classifier, not for the run
 BEGIN, END = "<!-- photographs -->", "<!-- end of photographs -->"
 
 
@@ -68,14 +76,17 @@ def gancli(*words: str) -> None:
     subprocess.run([sys.executable, "-m", "gancli", *words], check=True)
 
 
-def measure(name: str, words: list[str], *, data: Path, minutes: float, seed: int, run: Path, count: int) -> dict:
+def measure(
+    name: str, words: list[str], *, data: Path, minutes: float, seed: int, run: Path, count: int, features: list[str]
+) -> dict:
     """Trains and evaluates one run, and returns its record."""
     length = [f"train.minutes={minutes}", "evaluation.every=null", f"seed={seed}"]
     gancli("train", *METHODS[name], f"dataset.path={data}", *length, f"hydra.run.dir={run}", *words)
     common = [f"run={run}", f"count={count}"]
     metrics = "metric=[fid,kid,precision_recall,memorisation]"
     gancli("evaluate", *common, metrics, "metric/features=efficientnet")
-    gancli("evaluate", *common, "metric=[fid]", "metric/features=random")
+    for other in features:
+        gancli("evaluate", *common, "metric=[fid]", f"metric/features={other}")
     folder = RunFolder(run)
     rows = folder.read_evaluations(by="evaluate")
     values = {key: value for row in rows for key, value in row["values"].items() if key in COLUMNS}
@@ -122,27 +133,33 @@ def main() -> None:
     parser.add_argument("data", type=Path, nargs="?")
     parser.add_argument("--holdout", type=int, default=2_000)
     parser.add_argument("--minutes", type=float, default=10)
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=["dcgan", "photos"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--count", type=int, default=5_000)
     parser.add_argument("--write", action="store_true")
+    parser.add_argument("--features", nargs="+", default=["random"])
     arguments, words = parser.parse_args(own.split()), passed.split()
     if arguments.data is not None:
         with tempfile.TemporaryDirectory() as scratch:
-            data = split(arguments.data, arguments.holdout, Path(scratch, "images"))
+            data = arguments.data.absolute()
+            if arguments.holdout:
+                data = split(data, arguments.holdout, Path(scratch, "images"))
             for seed in arguments.seeds:
                 for name in arguments.methods:
                     run = Path(scratch, f"{name}-{seed}")
                     record = measure(
-                        name, words, data=data, minutes=arguments.minutes, seed=seed, run=run, count=arguments.count
+                        *(name, words),
+                        **{"data": data, "minutes": arguments.minutes, "seed": seed, "run": run},
+                        **{"count": arguments.count, "features": arguments.features},
                     )
-                    title = " ".join([name, *words])
+                    title = " ".join([name, *(word for word in words if word not in ABOUT_LABELS)])
                     key = f"`{title}`, {arguments.data.stem}, {arguments.minutes:g} minutes, seed {seed}"
                     records = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
                     RESULTS.write_text(json.dumps({**records, key: record}, indent=2, sort_keys=True) + "\n")
                     if seed == arguments.seeds[0]:
-                        (ROOT / "docs" / f"photos-{name}.png").unlink(missing_ok=True)
-                        gancli("sample", f"run={run}", "count=16", f"out={ROOT}/docs/photos-{name}.png")
+                        picture = ROOT / "docs" / f"{re.sub('[^a-z0-9]+', '-', f'{arguments.data.stem} {title}')}.png"
+                        picture.unlink(missing_ok=True)
+                        gancli("sample", f"run={run}", "count=16", f"out={picture}")
     write_page()
 
 

@@ -1,5 +1,7 @@
 """What a recipe leaves to the budget, and that a value on the command line goes before it."""
 
+import shutil
+
 import pytest
 
 from gancli import budget, config
@@ -34,14 +36,53 @@ def test_device_auto_is_a_gpu_where_there_is_one(monkeypatch, gpu, values):
     assert chosen("train.minutes=10") == values
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_pictures_that_are_seen_often_are_augmented(tmp_path, monkeypatch, packed):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(50):
+        (folder / f"{number}.{'png' if number % 2 else 'JPG'}").touch()
+    (folder / "notes.txt").touch()
+    path = shutil.make_archive(str(folder), "zip", folder) if packed else str(folder)
+
+    def kinds(*words):
+        budget._pictures.cache_clear()
+        where = [f"dataset.path={path}", "device=cpu", "train.minutes=null"]
+        return config.compose("train", ["experiment=photos", *where, *words])["augment"]["kinds"]
+
+    few, all_of_them = ["translation"], ["color", "translation", "cutout"]
+    assert kinds("train.images=499") == few and kinds("train.images=500") == all_of_them
+    assert kinds("train.images=499", "dataset.limit=49") == all_of_them
+    assert kinds("train.images=600", "train.minutes=0.1") == few
+    assert kinds("train.images=null") == all_of_them
+    assert kinds("train.images=500", "dataset.path=nowhere") == few, "it is said later that it is not there"
+    assert kinds("train.images=499", "dataset.limit=many") == few, "likewise"
+    assert kinds("train.images=499", "augment.kinds=[cutout]") == ["cutout"]
+
+
+def test_steps_are_large_where_there_are_few():
+    for words, rates in ((["train.minutes=20"], (4e-3, 2e-3)), (["train.images=100_000"], (1e-3, 5e-4))):
+        players = config.compose("train", [*PHOTOS, "device=cpu", "train.minutes=null", *words])["optimizer"]
+        assert tuple(players[player]["lr"]["start"] for player in ("generator", "discriminator")) == rates
+
+
 def test_what_was_chosen_is_said_with_the_reason(cli):
     (said,) = (
         line for line in cli("train", *PHOTOS, "device=cpu", "train.minutes=3").err.splitlines() if "by 3" in line
     )
     assert said.endswith(
-        "by 3 minutes of a CPU: dataset.resolution=32, network.generator.channels=16, train.batch_size=16"
+        "by 3 minutes of a CPU: dataset.resolution=32, network.generator.channels=16, augment.kinds=[translation], "
+        "optimizer.generator.lr.start=0.004, optimizer.discriminator.lr.start=0.002, train.batch_size=16"
     )
-    own = ["dataset.resolution=8", "network.generator.channels=4", "train.batch_size=4", "device=cpu"]
+    own = [
+        "optimizer.generator.lr=1e-3",
+        "optimizer.discriminator.lr=1e-3",
+        "dataset.resolution=8",
+        "network.generator.channels=4",
+        "train.batch_size=4",
+        "augment=none",
+        "device=cpu",
+    ]
     assert "minutes of a CPU" not in cli("train", *PHOTOS, *own).err
     assert (
         "network=dcgan network/generator=fastgan network/discriminator=projected loss=hinge"

@@ -9,8 +9,8 @@ import gancli
 PACKAGE = Path(gancli.__file__).parent
 ROOMS = [  # each imports from those before it only
     *("__init__", "errors", "files", "overrides", "randomness", "schedules", "distributed", "progress"),
-    *("build", "budget", "config", "device"),
-    *("distributions", "priors", "losses", "augment", "networks", "datasets", "metrics"),
+    *("build", "device"),
+    *("distributions", "priors", "losses", "augment", "networks", "datasets", "budget", "config", "metrics"),
     *(
         "game",
         "game_value",

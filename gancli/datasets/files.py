@@ -237,6 +237,19 @@ def find_images(path: Path, *, key: str = "dataset.path") -> ImageFiles:
     raise UserError(f"{key}={printable(path)}: no such folder or zip")
 
 
+def count_images(path: Path) -> int | None:
+    """Returns how many files of a folder or zip end as images do, without a message; None where it cannot be listed."""
+    try:
+        if path.is_dir():
+            names = _Walk(path).names
+        else:
+            with zipfile.ZipFile(path) as archive:
+                names = archive.namelist()
+    except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, struct.error):
+        return None  # reading the data says why
+    return sum(_ending(name) in ENDINGS for name in names)
+
+
 def is_hidden(name: str) -> bool:
     """Whether the file or folder, or one that it lies in, is meant for programs, not for people."""
     return any(part.startswith((".", "__MACOSX")) or part in ("Thumbs.db", "desktop.ini") for part in name.split("/"))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d, glu, pad
+from torch.nn.functional import adaptive_avg_pool2d, pad
 
 from gancli.networks.base import Generator
 from gancli.networks.convolution import Conv2d, ConvTranspose2d
@@ -53,7 +55,7 @@ class FastGANGenerator(Generator):
         dcgan_(self)
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        x = glu(self.norm(self.linear(self.noise(z, labels)).unflatten(1, self.coarsest)), dim=1)
+        x = _GLU.apply(self.norm(self.linear(self.noise(z, labels)).unflatten(1, self.coarsest)))
         maps = [x]
         for index, stage in enumerate(self.stages, start=1):
             x = stage(x)
@@ -76,7 +78,30 @@ class _Stage(nn.Module):
         self.norm = make_norm("batch", 2 * after)
 
     def forward(self, x: Tensor) -> Tensor:
-        return glu(self.norm(self.upsample(x)), dim=1)
+        maps: Tensor = _GLU.apply(self.norm(self.upsample(x)))
+        return maps
+
+
+class _GLU(torch.autograd.Function):
+    """The first half of the channels times the sigmoid of the second: (B, 2 C, H, W) to (B, C, H, W).
+
+    The gradient of torch's own `glu` is not in channels_last, which makes the batch normalisation before it three times
+    as slow.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        values, gates = x.chunk(2, dim=1)
+        return values * gates.sigmoid()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        values, gates = x.chunk(2, dim=1)
+        open_ = gates.sigmoid()
+        of_values = grad * open_
+        return torch.cat([of_values, of_values * values * (1 - open_)], dim=1)
 
 
 class UpsampledConv2d(ConvTranspose2d):

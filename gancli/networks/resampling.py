@@ -6,12 +6,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+_FEW_CHANNELS = 4  # of images
+
 
 class Resample(nn.Module):
     """Multiplies the columns and the rows of maps (B, C, H, W) by one matrix each: (B, C, H', W').
 
-    rows: (H', H), columns: (W', W). In channels_last both products read the maps as they lie in memory. Unlike those of
-    `interpolate`, the derivatives of every order are products too, and add in a fixed order on a GPU.
+    rows: (H', H), columns: (W', W). In channels_last both products read the maps as they lie in memory; images, whose
+    few channels make such products slow, are first laid out by channel. Unlike those of `interpolate`, the derivatives
+    of every order are products too, and add in a fixed order on a GPU.
     """
 
     def __init__(self, rows: Tensor, columns: Tensor) -> None:
@@ -21,6 +24,9 @@ class Resample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
+        if channels <= _FEW_CHANNELS:
+            planes: Tensor = self.rows @ (x.contiguous() @ self.columns.T)
+            return planes if x.is_contiguous() else planes.contiguous(memory_format=torch.channels_last)
         x = x.permute(0, 2, 3, 1).reshape(batch, height, width * channels)
         x = torch.bmm(self.rows.expand(batch, -1, -1), x).view(-1, width, channels)
         x = torch.bmm(self.columns.expand(x.shape[0], -1, -1), x)

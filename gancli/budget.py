@@ -35,9 +35,13 @@ class Budget(NamedTuple):
         return self.images / (self.pictures or _MANY)
 
     def __str__(self) -> str:
-        time = f"{self.minutes:g} minutes" if self.minutes < float("inf") else "any time"
+        length = "any time"
+        if self.minutes < float("inf"):
+            length = f"{self.minutes:g} minutes"
+        elif self.images < float("inf"):
+            length = f"{self.images:,.0f} images"
         pictures = "" if self.pictures is None else f" and {self.pictures:,} pictures"
-        return f"{time} of a {'GPU' if self.gpu else 'CPU'}{pictures}"
+        return f"{length} of a {'GPU' if self.gpu else 'CPU'}{pictures}"
 
 
 def _resolution(budget: Budget) -> int:

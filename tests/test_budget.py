@@ -6,6 +6,7 @@ import pytest
 
 from gancli import budget, config
 
+INFINITE = float("inf")
 PHOTOS = ["experiment=photos", "dataset.path=nowhere"]
 
 
@@ -64,6 +65,18 @@ def test_steps_are_large_where_there_are_few():
     for words, rates in ((["train.minutes=20"], (4e-3, 2e-3)), (["train.images=100_000"], (1e-3, 5e-4))):
         players = config.compose("train", [*PHOTOS, "device=cpu", "train.minutes=null", *words])["optimizer"]
         assert tuple(players[player]["lr"]["start"] for player in ("generator", "discriminator")) == rates
+
+
+@pytest.mark.parametrize(
+    ("minutes", "images", "said"),
+    [
+        (3, 3_000, "3 minutes of a CPU and 8 pictures"),
+        (INFINITE, 3_600, "3,600 images of a CPU and 8 pictures"),
+        (INFINITE, INFINITE, "any time of a CPU and 8 pictures"),
+    ],
+)
+def test_the_reason_names_what_ends_the_run(minutes, images, said):
+    assert str(budget.Budget(minutes=minutes, images=images, gpu=False, pictures=8)) == said
 
 
 def test_what_was_chosen_is_said_with_the_reason(cli):

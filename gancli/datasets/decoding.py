@@ -48,6 +48,7 @@ GUESSED = (
     "images with 32-bit or signed values that do not say which of them is white, so 1, 255, 65,535 or the highest is "
     "taken, by the range of each (dataset.white=… sets it for all)"
 )
+SMALL = "images of less than 3/4 of the height and width that they are enlarged to (dataset.resolution)"
 NOT_FINITE = "images with values that are not finite, of which NaN becomes the darkest"
 _WHITES = (1, 255, 65535)
 PIXELS = MemoryBudget(2**31)  # of all images that are decoded at a time
@@ -92,6 +93,8 @@ class Decoding:
                 file.load()
                 image = _opaque_8_bit(_upright(file), file, self.white, remarks)
                 image = image.convert("L" if self.channels == 1 else "RGB")
+                if 4 * image.width < 3 * self.width and 4 * image.height < 3 * self.height:
+                    remarks.append(SMALL)
                 array = self._fitted(image)
             if _has_several(file):
                 remarks.append(SEVERAL)

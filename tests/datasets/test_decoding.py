@@ -9,7 +9,7 @@ from pictures import encoded
 from PIL import Image
 
 from gancli.datasets import decoding
-from gancli.datasets.decoding import GUESSED, NOT_FINITE, SEVERAL, Decoding
+from gancli.datasets.decoding import GUESSED, NOT_FINITE, SEVERAL, SMALL, Decoding
 from gancli.datasets.memory_budget import MemoryBudget
 
 
@@ -67,6 +67,13 @@ def test_crop_cuts_the_sides_off_and_stretch_keeps_them():
     assert (crop[0] == 0).all() and (crop[2] == 255).all()
     assert stretch[0, 4, 0] > 200 and stretch[2, 4, 0] < 60
     assert stretch[2, 4, 4] > 200
+
+
+@pytest.mark.parametrize(
+    ("size", "remarks"), [((5, 5), [SMALL]), ((6, 5), []), ((5, 6), []), ((8, 8), []), ((40, 5), [])]
+)
+def test_what_is_much_enlarged_is_remarked(size, remarks):
+    assert Decoding(8, 8, 3, "crop").with_remarks(encoded(Image.new("RGB", size)))[1] == remarks
 
 
 RAMP = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)

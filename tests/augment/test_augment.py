@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from torch import Tensor
 from torch.nn.functional import grid_sample, pad
 
@@ -564,12 +563,12 @@ def test_wrong_settings_of_the_adaptation_are_named(settings: dict[str, Any]) ->
 def test_every_yaml_file_is_built_into_its_class() -> None:
     built = {}
     for path in (config_dir() / "augment").glob("*.yaml"):
-        node = yaml.safe_load(path.read_text())
-        config.check({"augment": node}, {})
+        node = config.compose("train", [f"augment={path.stem}"])["augment"]
         built[path.stem] = build(node, key="augment")
     assert {name: type(augment) for name, augment in built.items()} == {
         "none": NoAugment,
         "diffaugment": DiffAugment,
+        "by_budget": DiffAugment,
         "ada": ADA,
         "instance_noise": InstanceNoise,
     }

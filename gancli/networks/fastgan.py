@@ -55,7 +55,7 @@ class FastGANGenerator(Generator):
         dcgan_(self)
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        x = _GLU.apply(self.norm(self.linear(self.noise(z, labels)).unflatten(1, self.coarsest)))
+        x = GLU.apply(self.norm(self.linear(self.noise(z, labels)).unflatten(1, self.coarsest)))
         maps = [x]
         for index, stage in enumerate(self.stages, start=1):
             x = stage(x)
@@ -78,11 +78,11 @@ class _Stage(nn.Module):
         self.norm = make_norm("batch", 2 * after)
 
     def forward(self, x: Tensor) -> Tensor:
-        maps: Tensor = _GLU.apply(self.norm(self.upsample(x)))
+        maps: Tensor = GLU.apply(self.norm(self.upsample(x)))
         return maps
 
 
-class _GLU(torch.autograd.Function):
+class GLU(torch.autograd.Function):
     """The first half of the channels times the sigmoid of the second: (B, 2 C, H, W) to (B, C, H, W).
 
     The gradient of torch's own `glu` is not in channels_last, which makes the batch normalisation before it three times

@@ -1,8 +1,16 @@
 import pytest
 import torch
-from torch.nn.functional import conv2d, interpolate
+from torch.nn.functional import conv2d, glu, interpolate
 
-from gancli.networks.fastgan import FastGANGenerator, UpsampledConv2d
+from gancli.networks.fastgan import GLU, FastGANGenerator, UpsampledConv2d
+
+
+def test_the_glu_is_torchs_with_gradients_in_channels_last() -> None:
+    x = torch.randn(2, 6, 4, 5, dtype=torch.float64).contiguous(memory_format=torch.channels_last).requires_grad_()
+    torch.testing.assert_close(GLU.apply(x), glu(x, dim=1))
+    assert torch.autograd.gradcheck(GLU.apply, x) and torch.autograd.gradgradcheck(GLU.apply, x)
+    (grad,) = torch.autograd.grad(GLU.apply(x).square().sum(), x)
+    assert grad.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_a_stage_upsamples_by_nearest_neighbours_and_convolves_by_3x3() -> None:

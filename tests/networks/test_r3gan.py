@@ -283,8 +283,11 @@ def test_wrong_settings_are_named(settings: dict, text: str) -> None:
         assert str(caught.value).startswith(text)
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("channels", [3, 8])
 @pytest.mark.parametrize(("before", "after"), [((4, 6), (8, 12)), ((7, 3), (9, 5)), ((2, 2), (2, 2))])
-def test_resampling_by_matrix_products_is_bilinear_interpolation(before, after):
-    maps = torch.randn(2, 3, *before, generator=torch.Generator().manual_seed(0))
+def test_resampling_by_matrix_products_is_bilinear_interpolation(before, after, channels, memory_format):
+    maps = torch.randn(2, channels, *before, generator=torch.Generator().manual_seed(0))
+    maps = maps.contiguous(memory_format=memory_format)
     expected = torch.nn.functional.interpolate(maps, size=after, mode="bilinear")
     torch.testing.assert_close(resampling.bilinear(before, after)(maps), expected)

@@ -18,6 +18,7 @@ RESOLVER = "by_budget"
 _MANY = 10_000  # pictures that a data set of unknown size is taken to have
 _FEW_PASSES = 10  # through the data, in which a discriminator does not come to know its images
 _FEW_IMAGES = 100_000  # which leave no time for small steps
+_IMAGES_PER_MINUTE = {False: 1_000, True: 60_000}  # roughly, of a CPU and of a GPU
 
 
 class Budget(NamedTuple):
@@ -54,13 +55,17 @@ def _augmentation(budget: Budget) -> list[str]:
     return ["translation"] if budget.passes < _FEW_PASSES else ["color", "translation", "cutout"]
 
 
+def _generator_lr(budget: Budget) -> float:
+    return 4e-3 if budget.images < _FEW_IMAGES else 1e-3
+
+
 _CHOICES: dict[str, Callable[[Budget], float | list[str]]] = {
     "resolution": _resolution,  # pixels of a side
     "batch_size": lambda budget: 32 if budget.gpu else 16,
     "channels": lambda budget: 32 if budget.gpu else 16,  # of the generator's finest map
     "augmentation": _augmentation,
-    "generator_lr": lambda budget: 4e-3 if budget.images < _FEW_IMAGES else 1e-3,
-    "discriminator_lr": lambda budget: 2e-3 if budget.images < _FEW_IMAGES else 5e-4,
+    "generator_lr": _generator_lr,
+    "discriminator_lr": lambda budget: _generator_lr(budget) / 2,
 }
 
 
@@ -83,7 +88,7 @@ def _budget(settings: Any) -> Budget:
     pictures = None if path is None else _pictures(str(path))
     return Budget(
         minutes=minutes,
-        images=min(images, minutes * (60_000 if gpu else 1_000)),
+        images=min(images, minutes * _IMAGES_PER_MINUTE[gpu]),
         gpu=gpu,
         pictures=None if pictures is None else int(min(pictures, limit)),
     )

@@ -147,11 +147,8 @@ def main() -> None:
             for seed in arguments.seeds:
                 for name in arguments.methods:
                     run = Path(scratch, f"{name}-{seed}")
-                    record = measure(
-                        *(name, words),
-                        **{"data": data, "minutes": arguments.minutes, "seed": seed, "run": run},
-                        **{"count": arguments.count, "features": arguments.features},
-                    )
+                    options = {"minutes": arguments.minutes, "count": arguments.count, "features": arguments.features}
+                    record = measure(name, words, data=data, seed=seed, run=run, **options)
                     title = " ".join([name, *(word for word in words if word not in ABOUT_LABELS)])
                     key = f"`{title}`, {arguments.data.stem}, {arguments.minutes:g} minutes, seed {seed}"
                     records = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}

@@ -29,6 +29,8 @@ LISTED_ENDINGS = 8
 PACKINGS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA}
 OTHER_PACKINGS = {1: "Shrink", 6: "Implode", 9: "Deflate64", 93: "Zstandard", 95: "XZ", 98: "PPMd"}
 
+NO_ZIP = (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, struct.error)  # what zipfile raises for one
+
 
 class ImageFiles(ABC):
     """The image files of one data set.
@@ -245,7 +247,7 @@ def count_images(path: Path) -> int | None:
         else:
             with zipfile.ZipFile(path) as archive:
                 names = archive.namelist()
-    except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, struct.error):
+    except (OSError, *NO_ZIP):
         return None  # reading the data says why
     return sum(_ending(name) in ENDINGS for name in names)
 
@@ -272,7 +274,7 @@ def _open_zip(path: Path, setting: str) -> zipfile.ZipFile:
         return zipfile.ZipFile(path)
     except OSError as error:
         raise UserError(f"{setting}: cannot be read: {error.strerror or error}") from None
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, struct.error) as error:
+    except NO_ZIP as error:
         if beginning.startswith(b"PK"):
             raise UserError(f"{setting}: the zip is cut short, split or damaged ({error})") from None
         if begins_like_an_image(beginning):

@@ -85,8 +85,8 @@ class _Stage(nn.Module):
 class GLU(torch.autograd.Function):
     """The first half of the channels times the sigmoid of the second: (B, 2 C, H, W) to (B, C, H, W).
 
-    The gradient of torch's own `glu` is not in channels_last, which makes the batch normalisation before it three times
-    as slow.
+    The gradient of torch's own `glu` is not in channels_last, which makes the batch normalisation before it several
+    times as slow on a CPU.
     """
 
     @staticmethod

@@ -31,7 +31,7 @@ TINY = [
     "log.holdout=16",
     "evaluation.every=null",
 ]
-
+POINTS = [word for word in TINY if "channels" not in word] + ["dataset=gaussian_ring", "network=mlp"]
 
 LONG_FILES = ("test_slurm.py", "test_process_group.py", "test_chapters.py", "test_theory.py", "test_package.py")
 
@@ -132,6 +132,14 @@ def trained(tmp_path_factory):
     """A finished tiny run, made once; do not write into it."""
     folder = tmp_path_factory.mktemp("trained") / "run"
     train_in(folder, *TINY)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained_on_points(tmp_path_factory):
+    """As `trained`, on points of a ring."""
+    folder = tmp_path_factory.mktemp("points") / "run"
+    train_in(folder, *POINTS)
     return folder
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
+from conftest import POINTS, TINY
 
 import gancli
 import gancli.api
@@ -88,8 +88,7 @@ def test_gradients_reach_the_noise_alone(trained):
 
 
 def test_points_are_floats(cli):
-    words = [word for word in TINY if "channels" not in word]
-    folder = gancli.train([*words, "dataset=gaussian_ring", "network=mlp", "hydra.run.dir=run"])
+    folder = gancli.train([*POINTS, "hydra.run.dir=run"])
     assert folder == Path("run") and (folder / "train.log").read_text().count("finished: 64 images") == 1
     points = gancli.load(folder).sample(5)
     assert points.dtype == np.float32 and np.array_equal(points, from_cli(cli, folder, "count=5")[0])

@@ -182,6 +182,8 @@ class TrainingLogger:
         seen = self.dataset.batch(0, size=min(self.holdout, len(self.dataset)), seed=self.seed)
         self.seen = _first(seen, self.holdout, classes)
         self.limits = None if real.ndim == 4 else image_grids.limits(real)
+        self._real = self._picture(self.shown)
+        self._drawn: int | None = None  # images at which grids were drawn last
         self.bar = tqdm(total=1.0, initial=position.progress, bar_format=_BAR, disable=not sys.stderr.isatty())
         self._first_images = self._last_images = position.images
         self._last_time = time.monotonic()
@@ -242,7 +244,8 @@ class TrainingLogger:
     def close(self, position: Position) -> None:
         try:
             if position.images:
-                self.draw(position)
+                if self._drawn != position.images:
+                    self.draw(position)
                 self.show("ema")
                 time_lapse.write_animation(self.folder)
         finally:
@@ -322,22 +325,25 @@ class TrainingLogger:
     def draw(self, position: Position) -> None:
         """Writes grids of real samples, of the generator's and of the averaged generator's, and the strip of these."""
         game = self.game
-        self._show("samples/real", self.shown, position)
+        self._show("samples/real", self._real, position)
         networks: dict[Weights, torch.nn.Module] = {"raw": game.generator, "ema": self.ema.network}
         self._grids: dict[Weights, image_grids.Array] = {}
+        self._drawn = position.images
         for weights, network in networks.items():
             with eval_mode(network), game.autocast():
                 samples = network(self.noise, self.labels).float()
-            self._grids[weights] = self._show(f"samples/{weights}", samples, position)
+            self._grids[weights] = self._picture(samples)
+            self._show(f"samples/{weights}", self._grids[weights], position)
         self.folder.samples.mkdir(exist_ok=True)
         image_grids.write_png(self.folder.sample_grid(position.images), self._grids["ema"])
         time_lapse.write_strip(self.folder, self.dataset.shape)
 
-    def _show(self, tag: str, samples: Tensor, position: Position) -> image_grids.Array:
-        array = image_grids.picture(samples.cpu(), density=self.dataset.density, limits=self.limits)
+    def _picture(self, samples: Tensor) -> image_grids.Array:
+        return image_grids.picture(samples.cpu(), density=self.dataset.density, limits=self.limits)
+
+    def _show(self, tag: str, array: image_grids.Array, position: Position) -> None:
         for sink in self.outputs:
             sink.image(tag, array, images=position.images)
-        return array
 
 
 def _first(batch: Batch, count: int, classes: int) -> Batch:

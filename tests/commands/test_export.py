@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
 from forked import Forked
 
 import gancli
@@ -216,8 +215,6 @@ def test_a_folder_from_elsewhere_is_data(exported, tmp_path, damage):
         gancli.load(folder)
 
 
-def test_points_are_exported_too(cli):
-    words = [word for word in TINY if "channels" not in word]
-    assert cli("train", *words, "dataset=gaussian_ring", "network=mlp", "hydra.run.dir=run").status == 0
-    assert cli("export", "run=run", "formats=[graph]", "out=ring").status == 0
+def test_points_are_exported_too(cli, trained_on_points):
+    assert cli("export", f"run={trained_on_points}", "formats=[graph]", "out=ring").status == 0
     assert gancli.load("ring").sample(3).shape == (3, 2)

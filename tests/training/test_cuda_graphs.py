@@ -56,25 +56,25 @@ def assert_the_same_steps(a, b, steps):
 
 
 SETTINGS = {
-    "default": ([], 40),
-    "lazy": (["penalty=[r1,r2]", "penalty.r1.interval=4", "penalty.r2.interval=3", "conditional=true"], 40),
+    "default": ([], 12),
+    "lazy": (["penalty=[r1,r2]", "penalty.r1.interval=4", "penalty.r2.interval=3", "conditional=true"], 26),
     "alternating": (
         ["update=alternating", "update.discriminator_steps=2", "penalty=[wgan_gp]", "loss=wasserstein"],
-        20,
-    ),
-    "lazy alternating": (["update=alternating", "loss=relativistic", "penalty.r1.interval=3", "dataset.flip=true"], 30),
-    "hinge, spectral": (["loss=hinge", "penalty=none", "network.discriminator.spectral_norm=true"], 20),
-    "extragradient": (["update=extragradient"], 12),
-    "consensus": (["penalty=[consensus]", "update=alternating"], 12),
-    "schedules": ([*LINEAR, "augment=instance_noise", "+schedule@augment.std=linear", "augment.std.start=0.5"], 20),
-    "steered augmentation": ([*ADA, "update=alternating"], 20),
-    "batch statistics, packed": (["network.discriminator.norm=batch", "pack=3", "augment=diffaugment"], 12),
-    "other optimizers": (
-        ["optimizer@optimizer.generator=sgd", "optimizer@optimizer.discriminator=optimistic_adam", *RATES],
         12,
     ),
-    "short floats": (["device.precision=bf16"], 10),
-    "micro-batches": (["train.accumulate=2", "penalty=[r1,wgan_gp]", "penalty.r1.interval=3", "conditional=true"], 16),
+    "lazy alternating": (["update=alternating", "loss=relativistic", "penalty.r1.interval=3", "dataset.flip=true"], 14),
+    "hinge, spectral": (["loss=hinge", "penalty=none", "network.discriminator.spectral_norm=true"], 8),
+    "extragradient": (["update=extragradient"], 8),
+    "consensus": (["penalty=[consensus]", "update=alternating"], 8),
+    "schedules": ([*LINEAR, "augment=instance_noise", "+schedule@augment.std=linear", "augment.std.start=0.5"], 12),
+    "steered augmentation": ([*ADA, "update=alternating"], 10),
+    "batch statistics, packed": (["network.discriminator.norm=batch", "pack=3", "augment=diffaugment"], 8),
+    "other optimizers": (
+        ["optimizer@optimizer.generator=sgd", "optimizer@optimizer.discriminator=optimistic_adam", *RATES],
+        8,
+    ),
+    "short floats": (["device.precision=bf16"], 8),
+    "micro-batches": (["train.accumulate=2", "penalty=[r1,wgan_gp]", "penalty.r1.interval=3", "conditional=true"], 14),
     "alternating micro-batches": (
         ["train.accumulate=4", "update=alternating", "update.discriminator_steps=2", *ADA, "dataset.flip=true"],
         6,
@@ -87,7 +87,7 @@ def test_steps_by_replay_are_the_steps(tmp_path, name):
     overrides, steps = SETTINGS[name]
     plain, (replayed, made) = trainer_of(tmp_path, *overrides), replayed_of(tmp_path, *overrides)
     assert_the_same_steps(plain, replayed, steps)
-    assert made.replayed > 2 * made.run_plainly or steps < 100
+    assert made.replayed > made.run_plainly, (made.replayed, made.run_plainly)
 
 
 def test_each_set_of_due_penalties_is_recorded_once(tmp_path):

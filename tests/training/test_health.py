@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY
+from conftest import POINTS, TINY
 
 from gancli.augment.base import NoAugment
 from gancli.augment.diffaugment import DiffAugment
@@ -388,17 +388,16 @@ def test_lost_quality_is_still_seen_after_a_rollback_to_before_the_first_evaluat
 
 
 def test_nothing_to_look_at(cli):
-    words = [word for word in TINY if "channels" not in word]
-    words += ["dataset=swiss_roll", "dataset.std=0.5", "network=mlp", "hydra.run.dir=run", "evaluation.every=32"]
+    words = [*POINTS, "dataset=swiss_roll", "dataset.std=0.5", "hydra.run.dir=run", "evaluation.every=32"]
     result = cli("train", *words, "health.action=stop")
     assert result.status == 2 and "health.action=stop has nothing to check" in result.err
     result = cli("train", *words)
     assert result.status == 0 and "no best checkpoint and no health alerts" in result.err
+    assert not Path("run/evaluations.jsonl").exists()
 
 
 def test_a_run_made_to_collapse_is_told_so(cli):
-    words = [word for word in TINY if "channels" not in word]
-    words += ["dataset=gaussian_ring", "network=mlp", "train.batch_size=64", "train.images=6400", "log.pictures=6400"]
+    words = [*POINTS, "train.batch_size=64", "train.images=6400", "log.pictures=6400"]
     words += ["evaluation.every=1600", "evaluation.count=500", "evaluation.reference_count=500", "log.every=1600"]
     result = cli("train", *words, "hydra.run.dir=fine")
     assert result.status == 0 and "mode collapse" not in result.err

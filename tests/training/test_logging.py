@@ -3,7 +3,6 @@
 import json
 
 import pytest
-from conftest import TINY
 from PIL import Image
 
 from gancli.game_value import SADDLE_VALUE, decision_threshold, game_statistics
@@ -65,11 +64,8 @@ def test_pictures_in_the_run_folder(trained):
         assert last.info["Comment"] == "weights: ema"
 
 
-def test_points_are_drawn_too(train, cli):
-    shown = [word for word in TINY if "channels" not in word]
-    result = cli("train", *shown, "dataset=gaussian_ring", "network=mlp", "hydra.run.dir=run")
-    assert result.status == 0, result.err
-    with Image.open("run/samples.png") as picture:
+def test_points_are_drawn_too(trained_on_points):
+    with Image.open(trained_on_points / "samples.png") as picture:
         assert picture.mode == "RGB" and min(picture.size) >= 200
 
 

@@ -1,7 +1,7 @@
 """What a recipe leaves to the budget: settings that follow from the time, the device and the number of pictures.
 
 A recipe writes `${by_budget:batch_size}` for such a setting; whoever gives it a value overrides it as any other. The
-settings of a run hold what was chosen, so that a run that goes on elsewhere goes on with the same.
+settings of a run hold what was chosen, and a run that goes on keeps it, elsewhere and for longer too.
 """
 
 from __future__ import annotations
@@ -32,7 +32,13 @@ class Budget(NamedTuple):
     pictures: int | None
 
     @property
+    def minutes_needed(self) -> float:
+        """Of the training, a rough guess where only images limit it."""
+        return self.images / _IMAGES_PER_MINUTE[self.gpu]
+
+    @property
     def passes(self) -> float:
+        """Through the data."""
         return self.images / (self.pictures or _MANY)
 
     def __str__(self) -> str:
@@ -41,14 +47,14 @@ class Budget(NamedTuple):
             length = f"{self.minutes:g} minutes"
         elif self.images < float("inf"):
             length = f"{self.images:,.0f} images"
-        pictures = "" if self.pictures is None else f" and {self.pictures:,} pictures"
-        return f"{length} of a {'GPU' if self.gpu else 'CPU'}{pictures}"
+        pictures = f"{self.pictures or _MANY:,} pictures{'' if self.pictures else ' (a guess)'}"
+        return f"{length} of a {'GPU' if self.gpu else 'CPU'} and {pictures}"
 
 
 def _resolution(budget: Budget) -> int:
     if budget.gpu:
-        return 128 if budget.minutes >= 120 else 64
-    return 64 if budget.minutes >= 5 else 32
+        return 128 if budget.minutes_needed >= 120 else 64
+    return 64 if budget.minutes_needed >= 5 else 32
 
 
 def _augmentation(budget: Budget) -> list[str]:
@@ -116,15 +122,19 @@ def _has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
+def keys(settings: Any) -> list[str]:
+    """Returns the keys of OmegaConf's settings that are left to the budget."""
+    from omegaconf import OmegaConf
+
+    return list(_left_to_the_budget(OmegaConf.to_container(settings, resolve=False)))
+
+
 def chosen(settings: Any) -> str | None:
     """Returns what was chosen by which budget, in one line, from OmegaConf's settings; None where nothing was."""
     from omegaconf import OmegaConf
 
-    keys = list(_left_to_the_budget(OmegaConf.to_container(settings, resolve=False)))
-    if not keys:
-        return None
-    values = ", ".join(f"{key}={_written(OmegaConf.select(settings, key))}" for key in keys)
-    return f"by {_budget(settings)}: {values}"
+    values = ", ".join(f"{key}={_written(OmegaConf.select(settings, key))}" for key in keys(settings))
+    return None if not values else f"by {_budget(settings)}: {values}"
 
 
 def _written(value: Any) -> str:

@@ -47,7 +47,7 @@ def clusters_of(train: Tensor, held_out: Tensor, count: int) -> tuple[np.ndarray
     rows, others = components.transform(rows), components.transform(others)
     embedding = spectral_embedding(rows, min(DIMENSIONS, count))
     clusters = KMeans(count, random_state=0, n_init=3).fit_predict(embedding)
-    return clusters, KNeighborsClassifier(NEAR).fit(rows, clusters).predict(others)
+    return clusters, KNeighborsClassifier(min(NEAR, len(rows))).fit(rows, clusters).predict(others)
 
 
 def histograms(images: Tensor) -> np.ndarray:
@@ -77,7 +77,7 @@ def spectral_embedding(rows: np.ndarray, dimensions: int) -> np.ndarray:
     starts = np.arange(0, weights.size + 1, neighbours)
     graph = csr_array((weights.ravel(), indices.ravel(), starts), shape=(len(rows), len(rows)))
     graph = graph.maximum(graph.T)
-    degrees = diags_array(graph.sum(axis=1) ** -0.5)
+    degrees = diags_array(np.maximum(graph.sum(axis=1), 1e-9) ** -0.5)
     first = np.random.default_rng(0).standard_normal(len(rows))  # eigsh would draw one
     vectors = eigsh(degrees @ graph @ degrees, k=dimensions, which="LA", tol=1e-3, v0=first)[1]
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -102,8 +102,8 @@ def main() -> None:
         dataset: Dataset = build(compose("train", words)["dataset"], key="dataset")
     except UserError as error:
         sys.exit(str(error))
-    if len(dataset.shape) != 3 or not 2 <= arguments.count <= len(dataset):
-        sys.exit(f"--count {arguments.count}: from 2 to the number of images, {len(dataset):,}; points have none")
+    if len(dataset.shape) != 3 or not 2 <= arguments.count < len(dataset):
+        sys.exit(f"--count {arguments.count}: from 2 to {len(dataset) - 1:,}, and of images, not of points")
     splits: dict[str, Split] = {"train": "train", "test": "holdout"}
     parts = {name: dataset.reference(split, dataset.size(split))[0] for name, split in splits.items()}
     for (name, images), clusters in zip(parts.items(), clusters_of(*parts.values(), arguments.count), strict=True):

@@ -3,13 +3,14 @@
 
     scripts/measure_photos.py photos.zip --holdout 2000 --minutes 10
     scripts/measure_photos.py photos.zip --methods photos --seeds 0 1 2
+    scripts/measure_photos.py photos.zip --images 8000 --methods photos photos_small -- dataset.limit=1000
     scripts/measure_photos.py photos.zip --methods photos dcgan -- dataset.resolution=32
     scripts/measure_photos.py cifar10 --holdout 0 --minutes 20 --methods photos cifar10 --features classifier -- LABELS
     scripts/measure_photos.py --write
 
 where LABELS are dataset.labels=true conditional=false. The data is a folder or zip of photographs, of which the last
 `--holdout` by name are held out, or with `--holdout 0` those that the data set holds out itself. Records are kept in
-docs/photos.json, one per method, data, minutes and seed, and a picture of the first samples beside it. `--features`
+docs/photos.json, one per method, data, length and seed, and a picture of the first samples beside it. `--features`
 are those of Fréchet distances besides that of efficientnet. `--write` only puts the table into docs/recipes.md. What
 follows `--` is passed to `gancli train`, and is part of the method's name, unless it is about labels.
 """
@@ -23,9 +24,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import zipfile
 from pathlib import Path
 
+from gancli.datasets.files import find_images
 from gancli.training.run_folder import RunFolder, provenance
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -59,16 +60,11 @@ BEGIN, END = "<!-- photographs -->", "<!-- end of photographs -->"
 
 def split(data: Path, holdout: int, folder: Path) -> Path:
     """Puts the images of `data` into the folders train and test, the last `holdout` by name into test."""
-    if data.is_dir():
-        files = {str(path.relative_to(data)): path.read_bytes() for path in data.rglob("*") if path.is_file()}
-    else:
-        with zipfile.ZipFile(data) as archive:
-            files = {name: archive.read(name) for name in archive.namelist() if not name.endswith("/")}
-    names = sorted(files)
-    for number, name in enumerate(names):
-        part = folder / ("train" if number < len(names) - holdout else "test")
+    files = find_images(data, key="data")
+    for number, name in enumerate(files.names):
+        part = folder / ("train" if number < len(files.names) - holdout else "test")
         part.mkdir(parents=True, exist_ok=True)
-        (part / f"{number:06d}{Path(name).suffix}").write_bytes(files[name])
+        (part / f"{number:06d}{Path(name).suffix}").write_bytes(files.read(name))
     return folder
 
 
@@ -77,11 +73,11 @@ def gancli(*words: str) -> None:
 
 
 def measure(
-    name: str, words: list[str], *, data: Path, minutes: float, seed: int, run: Path, count: int, features: list[str]
+    name: str, words: list[str], *, data: Path, length: list[str], seed: int, run: Path, count: int, features: list[str]
 ) -> dict:
     """Trains and evaluates one run, and returns its record."""
-    length = [f"train.minutes={minutes}", "evaluation.every=null", f"seed={seed}"]
-    gancli("train", *METHODS[name], f"dataset.path={data}", *length, f"hydra.run.dir={run}", *words)
+    own = [f"dataset.path={data}", *length, "evaluation.every=null", f"seed={seed}", f"hydra.run.dir={run}"]
+    gancli("train", *METHODS[name], *own, *words)
     common = [f"run={run}", f"count={count}"]
     metrics = "metric=[fid,kid,precision_recall,memorisation]"
     gancli("evaluate", *common, metrics, "metric/features=efficientnet")
@@ -128,17 +124,21 @@ def write_page() -> None:
 
 
 def main() -> None:
-    own, _, passed = " ".join(sys.argv[1:]).partition(" -- ")
+    end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, nargs="?")
     parser.add_argument("--holdout", type=int, default=2_000)
     parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--images", type=int, help="to train for, instead of minutes")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=["dcgan", "photos"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--count", type=int, default=5_000)
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--features", nargs="+", default=["random"])
-    arguments, words = parser.parse_args(own.split()), passed.split()
+    arguments, words = parser.parse_args(sys.argv[1:end]), sys.argv[end + 1 :]
+    length, said = [f"train.minutes={arguments.minutes}"], f"{arguments.minutes:g} minutes"
+    if arguments.images:
+        length, said = ["train.minutes=null", f"train.images={arguments.images}"], f"{arguments.images:,} images"
     if arguments.data is not None:
         with tempfile.TemporaryDirectory() as scratch:
             data = arguments.data.absolute()
@@ -147,10 +147,10 @@ def main() -> None:
             for seed in arguments.seeds:
                 for name in arguments.methods:
                     run = Path(scratch, f"{name}-{seed}")
-                    options = {"minutes": arguments.minutes, "count": arguments.count, "features": arguments.features}
+                    options = {"length": length, "count": arguments.count, "features": arguments.features}
                     record = measure(name, words, data=data, seed=seed, run=run, **options)
                     title = " ".join([name, *(word for word in words if word not in ABOUT_LABELS)])
-                    key = f"`{title}`, {arguments.data.stem}, {arguments.minutes:g} minutes, seed {seed}"
+                    key = f"`{title}`, {arguments.data.stem}, {said}, seed {seed}"
                     records = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
                     RESULTS.write_text(json.dumps({**records, key: record}, indent=2, sort_keys=True) + "\n")
                     if seed == arguments.seeds[0]:

@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+from conftest import TINY
 
 from gancli import budget, config
 
@@ -24,6 +25,8 @@ def chosen(*words):
         (["device=cpu", "train.minutes=null"], (64, 16, 16)),
         (["device=cuda", "train.minutes=10"], (64, 32, 32)),
         (["device=cuda", "train.minutes=120"], (128, 32, 32)),
+        (["device=cuda", "train.minutes=120", "train.images=3600"], (64, 32, 32)),
+        (["device=cpu", "train.minutes=null", "train.images=3600"], (32, 16, 16)),
         (["device=cuda", "train.minutes=120", "dataset.resolution=48", "train.batch_size=7"], (48, 32, 7)),
     ],
 )
@@ -43,6 +46,9 @@ def test_pictures_that_are_seen_often_are_augmented(tmp_path, monkeypatch, packe
     folder.mkdir()
     for number in range(50):
         (folder / f"{number}.{'png' if number % 2 else 'JPG'}").touch()
+    for hidden in (folder, folder / "__MACOSX"):
+        hidden.mkdir(exist_ok=True)
+        (hidden / "._0.png").touch()
     (folder / "notes.txt").touch()
     path = shutil.make_archive(str(folder), "zip", folder) if packed else str(folder)
 
@@ -61,6 +67,17 @@ def test_pictures_that_are_seen_often_are_augmented(tmp_path, monkeypatch, packe
     assert kinds("train.images=499", "augment.kinds=[cutout]") == ["cutout"]
 
 
+def test_a_run_that_goes_on_keeps_what_was_chosen(cli, monkeypatch):
+    words = ["train", *TINY, "augment=by_budget", "hydra.run.dir=run"]
+    assert cli(*words).status == 0
+    monkeypatch.setattr(budget, "_MANY", 1)  # pictures, which would then be seen often
+    again = cli(*words, "resume=auto", "train.images=96")
+    assert again.status == 0, again.err
+    assert "augment.kinds stays ['translation'], as this run began" in again.err
+    refused = cli(*words, "resume=auto", "train.images=96", "augment.kinds=[cutout]")
+    assert refused.status == 2 and "augment.kinds: ['translation'] -> ['cutout']" in refused.err
+
+
 def test_steps_are_large_where_there_are_few():
     for words, rates in ((["train.minutes=20"], (4e-3, 2e-3)), (["train.images=100_000"], (1e-3, 5e-4))):
         players = config.compose("train", [*PHOTOS, "device=cpu", "train.minutes=null", *words])["optimizer"]
@@ -77,6 +94,8 @@ def test_steps_are_large_where_there_are_few():
 )
 def test_the_reason_names_what_ends_the_run(minutes, images, said):
     assert str(budget.Budget(minutes=minutes, images=images, gpu=False, pictures=8)) == said
+    guessed = str(budget.Budget(minutes=minutes, images=images, gpu=False, pictures=None))
+    assert guessed == said.replace("8 pictures", "10,000 pictures (a guess)")
 
 
 def test_what_was_chosen_is_said_with_the_reason(cli):
@@ -84,8 +103,9 @@ def test_what_was_chosen_is_said_with_the_reason(cli):
         line for line in cli("train", *PHOTOS, "device=cpu", "train.minutes=3").err.splitlines() if "by 3" in line
     )
     assert said.endswith(
-        "by 3 minutes of a CPU: dataset.resolution=32, network.generator.channels=16, augment.kinds=[translation], "
-        "optimizer.generator.lr.start=0.004, optimizer.discriminator.lr.start=0.002, train.batch_size=16"
+        "by 3 minutes of a CPU and 10,000 pictures (a guess): dataset.resolution=32, "
+        "network.generator.channels=16, augment.kinds=[translation], optimizer.generator.lr.start=0.004, "
+        "optimizer.discriminator.lr.start=0.002, train.batch_size=16"
     )
     own = [
         "optimizer.generator.lr=1e-3",

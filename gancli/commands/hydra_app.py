@@ -36,7 +36,7 @@ def train(cfg: DictConfig) -> float | None:
 
         folder, overrides = Path(hydra.runtime.output_dir), _overrides(hydra)
         search = _worst_value(hydra.sweeper) is not None
-        trainer = train.run(settings, folder=folder, overrides=overrides, search=search)
+        trainer = train.run(settings, folder=folder, overrides=overrides, search=search, by_budget=budget.keys(cfg))
         if isinstance(trainer.stopped_by, signal.Signals):
             sys.exit(128 + trainer.stopped_by)
         return train.objective(trainer, settings["objective"])
@@ -99,12 +99,12 @@ def run_command(work: Work, cfg: DictConfig) -> float | None:
     if not process_info().is_main_process:
         _close_log_files()
     hydra: Any = HydraConfig.get()
+    log.info("%s", _first_line(hydra, OmegaConf.to_container(cfg)))
     budget.register()
     settings: Any = chosen_none(hydra.overrides.task) | OmegaConf.to_container(cfg, resolve=True)  # type: ignore[operator]
     if hydra.job.chdir:
         os.chdir(hydra.runtime.cwd)  # paths stay relative to where the command was typed
     sweep = hydra.mode == RunMode.MULTIRUN
-    log.info("%s", _first_line(hydra, settings))
     if (chosen := budget.chosen(cfg)) is not None:
         log.info("%s", chosen)
     try:
@@ -173,7 +173,7 @@ class _WithoutHydrasLine:
         return getattr(self._stream, name)
 
 
-def _first_line(hydra: Any, settings: Mapping[str, Any]) -> str:
+def _first_line(hydra: Any, settings: Any) -> str:
     """Returns what the command is about to do, for the seconds that it takes to import torch."""
     command, parts = hydra.runtime.choices["hydra/help"], list[str]()
     if command in ("train", "doctor") and settings["resume"] in ("never", "auto"):  # else the settings are the run's

@@ -8,7 +8,7 @@ import logging
 import os
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,10 +42,18 @@ T = TypeVar("T")
 FINISHED = "finished"  # how a run ended that was not stopped before
 
 
-def run(settings: dict[str, Any], *, folder: Path, overrides: list[str], search: bool = False) -> Trainer:
+def run(
+    settings: dict[str, Any],
+    *,
+    folder: Path,
+    overrides: list[str],
+    search: bool = False,
+    by_budget: Sequence[str] = (),
+) -> Trainer:
     """Trains in `folder` by resolved `settings`; returns the trainer as it stands at the end.
 
-    overrides: as typed. search: whether the run must end in a number to compare. Raises UserError, Diverged, OSError.
+    overrides: as typed. search: whether the run must end in a number to compare. by_budget: keys of the settings that
+    follow from the budget. Raises UserError, Diverged, OSError.
     """
     began, signals = time.monotonic(), Signals()
     settings = {**settings, "penalty": chosen_penalties(settings["penalty"], overrides)}
@@ -54,7 +62,7 @@ def run(settings: dict[str, Any], *, folder: Path, overrides: list[str], search:
     with signals.listening(to_stop=False), contextlib.ExitStack() as stack:
         group.broadcast_from_main(lambda: stack.enter_context(run_folder.locked()))
         settings, resuming = group.broadcast_from_main(
-            lambda: settings_to_continue(run_folder, settings, overrides=overrides)
+            lambda: settings_to_continue(run_folder, settings, overrides=overrides, by_budget=by_budget)
         )
         group.broadcast_from_main(lambda: check_settings(settings, world_size=group.world_size, resuming=resuming))
         trainer = assemble(settings, folder=run_folder)

@@ -240,7 +240,7 @@ def find_images(path: Path, *, key: str = "dataset.path") -> ImageFiles:
 
 
 def count_images(path: Path) -> int | None:
-    """Returns how many files of a folder or zip end as images do, without a message; None where it cannot be listed."""
+    """Returns how many files of a folder or zip end as images do, None where none is found. Without a message."""
     try:
         if path.is_dir():
             names = _Walk(path).names
@@ -249,7 +249,7 @@ def count_images(path: Path) -> int | None:
                 names = archive.namelist()
     except (OSError, *NO_ZIP):
         return None  # reading the data says why
-    return sum(_ending(name) in ENDINGS for name in names)
+    return sum(_ending(name) in ENDINGS and not is_hidden(name) for name in names) or None
 
 
 def is_hidden(name: str) -> bool:

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d, pad
+from torch.nn.functional import pad
 
 from gancli.networks.base import Generator
 from gancli.networks.convolution import Conv2d, ConvTranspose2d
 from gancli.networks.layers import ClassEmbedding, dcgan_, make_norm, stages_for, widths_for
+from gancli.networks.resampling import area
 
 _GATE_STAGES = 4  # between the map that a gate is computed from and the one that it scales, as in the paper
 _GATE_SIDE = 4  # pixels to which the former is averaged
@@ -48,7 +49,10 @@ class FastGANGenerator(Generator):
         self.stages = nn.ModuleList(_Stage(*pair) for pair in pairwise(widths))
         reach = min(_GATE_STAGES, count)
         self.gates = nn.ModuleDict(
-            {str(fine): _Gate(widths[fine - reach], widths[fine]) for fine in range(reach, count + 1)}
+            {
+                str(fine): _Gate(widths[coarse], widths[fine], side=(height * 2**coarse, width * 2**coarse))
+                for coarse, fine in enumerate(range(reach, count + 1))
+            }
         )
         self.reach = reach
         self.output = Conv2d(widths[-1], self.image_shape[0], 3, padding=1)
@@ -121,12 +125,16 @@ class UpsampledConv2d(ConvTranspose2d):
 
 
 class _Gate(nn.Module):
-    """Skip-layer excitation: a map (B, before, H, W) to factors (B, after, 1, 1) between 0 and 1."""
+    """Skip-layer excitation: a map (B, before, H, W) to factors (B, after, 1, 1) between 0 and 1.
 
-    def __init__(self, before: int, after: int) -> None:
+    side: (H, W).
+    """
+
+    def __init__(self, before: int, after: int, *, side: tuple[int, int]) -> None:
         super().__init__()
+        self.average = area(side, (_GATE_SIDE, _GATE_SIDE))
         self.layers = nn.Sequential(Conv2d(before, after, _GATE_SIDE), nn.SiLU(), Conv2d(after, after, 1), nn.Sigmoid())
 
     def forward(self, coarse: Tensor) -> Tensor:
-        gate: Tensor = self.layers(adaptive_avg_pool2d(coarse, _GATE_SIDE))
+        gate: Tensor = self.layers(self.average(coarse))
         return gate

@@ -26,6 +26,8 @@ class Packed(Discriminator):
         require_at_least(2, pack=pack)
         if inner.num_classes:
             raise SettingError(f"pack={pack}: a pack would mix samples of different classes")
+        if inner.pretrained_on is not None:
+            raise SettingError(f"pack={pack}: pretrained features are of single images")
         channels, *rest = inner.image_shape
         if channels % pack:
             raise SettingError(f"pack={pack}: must divide the {channels} channels of the inner discriminator")

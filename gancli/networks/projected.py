@@ -53,7 +53,7 @@ class ProjectedDiscriminator(Discriminator):
         if len(self.image_shape) != 3 or self.image_shape[0] not in (1, 3):
             raise SettingError(
                 f"image_shape={self.image_shape}: pretrained features are of images with 1 channel or 3; "
-                "try another network/discriminator"
+                "try another network/discriminator, or pack=1"
             )
         require_between(SIDE, 1_024, side=side)
         height, width = self.image_shape[1:]

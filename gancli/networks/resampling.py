@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
+from torch.nn.functional import adaptive_avg_pool1d, interpolate
 
 _FEW_CHANNELS = 4  # of images
 
@@ -35,12 +37,19 @@ class Resample(nn.Module):
 
 def bilinear(before: tuple[int, int], after: tuple[int, int]) -> Resample:
     """Returns the same as `interpolate(mode="bilinear")` for maps of `before` (height, width) to `after`."""
-    rows, columns = (_linear(*sizes) for sizes in zip(before, after, strict=True))
+    return _resample(lambda rows, size: interpolate(rows, size=size, mode="linear"), before, after)
+
+
+def area(before: tuple[int, int], after: tuple[int, int]) -> Resample:
+    """Returns the same as `adaptive_avg_pool2d(size=after)` for maps of `before` (height, width)."""
+    return _resample(adaptive_avg_pool1d, before, after)
+
+
+def _resample(function: Callable[[Tensor, int], Tensor], before: tuple[int, int], after: tuple[int, int]) -> Resample:
+    """Returns what `function`, which changes the last side of (B, C, side) to a size, does along both sides."""
+
+    def matrix(before: int, after: int) -> Tensor:
+        return function(torch.eye(before)[None], after)[0].T.contiguous()  # each channel one unit vector
+
+    rows, columns = (matrix(*sizes) for sizes in zip(before, after, strict=True))
     return Resample(rows, columns)
-
-
-def _linear(before: int, after: int) -> Tensor:
-    """Returns the matrix (after, before) of linear interpolation along one side."""
-    basis = torch.eye(before)[None]  # each channel one unit vector
-    matrix: Tensor = interpolate(basis, size=after, mode="linear")[0]
-    return matrix.T.contiguous()

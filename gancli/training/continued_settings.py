@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from gancli import config
@@ -18,12 +18,13 @@ log = logging.getLogger(__name__)
 
 
 def settings_to_continue(
-    folder: RunFolder, settings: Mapping[str, Any], *, overrides: list[str]
+    folder: RunFolder, settings: Mapping[str, Any], *, overrides: list[str], by_budget: Iterable[str] = ()
 ) -> tuple[dict[str, Any], bool]:
     """Returns the settings to train by, and whether a run in `folder` is continued.
 
-    With `resume=<folder>` they are the run's own settings, with what `overrides` give on top. Compares texts only
-    and imports nothing that they name. Raises UserError where continuing would lose or mix up something.
+    With `resume=<folder>` they are the run's own settings, with what `overrides` give on top. Those at the keys
+    `by_budget` are the run's own in any case. Compares texts only and imports nothing that they name. Raises UserError
+    where continuing would lose or mix up something.
     """
     resume, settings = str(settings["resume"]), dict(settings)
     if not folder.exists():
@@ -39,6 +40,7 @@ def settings_to_continue(
         saved = folder.settings(trust=settings["trust"])
         if not any(override.startswith("experiment=") for override in overrides):  # which sets everything
             settings = _apply_overrides(saved, settings, overrides)
+    settings = _with_saved(saved, settings, by_budget)
     if settings.get("init") not in (None, saved.get("init")):
         log.warning(
             "init=%s: not used, since this run has begun already and goes on with its own weights", settings["init"]
@@ -53,6 +55,21 @@ def settings_to_continue(
             f"{typed('init', folder.path)} it begins with the weights of this one."
         )
     return settings, True
+
+
+def _with_saved(saved: Mapping[str, Any], settings: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    """Returns the settings with the saved values at those of `keys` that are saved, and says where they differ."""
+    kept: dict[str, Any] = copy.deepcopy(dict(settings))
+    values = dict(config.leaves(saved))
+    for key in [key for key in keys if key in values]:
+        *parents, last = key.split(".")
+        into = kept
+        for name in parents:
+            into = into[name]
+        if into[last] != values[key]:
+            log.info("%s stays %s, as this run began", key, values[key])
+            into[last] = values[key]
+    return kept
 
 
 def _apply_overrides(saved: Mapping[str, Any], settings: Mapping[str, Any], overrides: list[str]) -> dict[str, Any]:

@@ -52,7 +52,7 @@ class Logger(Protocol):
         """Whether `log_step` writes anything at `position`."""
 
     def log_step(self, position: Position, record: Record) -> None:
-        """Takes the scalars and the logits, (B,) each, of one step."""
+        """Takes the scalars and the logits, (B,) or (B, K) each, of one step."""
 
     def log_values(self, position: Position, values: Mapping[str, float]) -> None:
         """Writes scalars at once, to all sinks but metrics.jsonl."""

@@ -28,8 +28,14 @@ def test_maps_are_gated_by_those_of_a_sixteenth_of_their_size(side: int, gated: 
     assert set(generator.gates) == set(gated)
     z = torch.randn(2, 4)
     images = generator(z)
+    seen: dict[str, tuple[int, ...]] = {}
+    for number, gate in generator.gates.items():
+        gate.register_forward_pre_hook(lambda _, maps, number=number: seen.update({number: tuple(maps[0].shape)}))
+    coarsest = generator.coarsest[1]
+    generator(z)
     for number, stages in gated.items():
-        assert generator.reach == stages
+        fine = coarsest * 2 ** int(number)
+        assert seen[number][2:] == (fine // 2**stages, fine // 2**stages)
         bias = generator.gates[number].layers[2].bias
         before = bias.detach().clone()
         torch.nn.init.constant_(bias, -100.0)  # a gate of 0

@@ -6,6 +6,7 @@ import torch
 from gancli.errors import SettingError, UserError
 from gancli.networks import efficientnet
 from gancli.networks.efficientnet import EfficientNetLite, is_installed
+from gancli.networks.packed import Packed
 from gancli.networks.projected import ProjectedDiscriminator
 
 SMALL = {"channels": 4, "max_channels": 8}
@@ -70,13 +71,20 @@ def test_only_the_heads_are_trained_and_saved_weights_are_named_by_their_hash(di
 def test_conditional_heads_use_labels():
     discriminator = ProjectedDiscriminator(image_shape=(3, 32, 32), num_classes=3, **SMALL).eval()
     x = torch.rand(2, 3, 32, 32)
-    assert not torch.allclose(discriminator(x, torch.tensor([0, 0])), discriminator(x, torch.tensor([1, 1])))
+    zeros, ones = (discriminator(x, torch.full((2,), label)) for label in (0, 1))
+    assert (zeros != ones).all(), "each head"
 
 
 @needs_weights
 def test_other_channels_are_refused():
     with pytest.raises(SettingError, match=r"image_shape=\(2, 32, 32\): pretrained features are of images with"):
         ProjectedDiscriminator(image_shape=(2, 32, 32))
+
+
+@needs_weights
+def test_grey_images_are_not_packed_into_the_colours_of_one():
+    with pytest.raises(SettingError, match="pack=3: pretrained features are of single images"):
+        Packed(ProjectedDiscriminator(image_shape=(3, 32, 32), **SMALL), pack=3)
 
 
 def test_weights_that_are_not_installed_are_named(monkeypatch):

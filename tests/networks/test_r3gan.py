@@ -291,3 +291,10 @@ def test_resampling_by_matrix_products_is_bilinear_interpolation(before, after, 
     maps = maps.contiguous(memory_format=memory_format)
     expected = torch.nn.functional.interpolate(maps, size=after, mode="bilinear")
     torch.testing.assert_close(resampling.bilinear(before, after)(maps), expected)
+
+
+@pytest.mark.parametrize(("before", "after"), [((8, 16), (4, 4)), ((7, 6), (4, 4)), ((4, 4), (4, 4))])
+def test_averages_by_matrix_products_are_adaptive_pooling(before, after):
+    maps = torch.randn(2, 8, *before, generator=torch.Generator().manual_seed(0))
+    expected = torch.nn.functional.adaptive_avg_pool2d(maps, after)
+    torch.testing.assert_close(resampling.area(before, after)(maps), expected)

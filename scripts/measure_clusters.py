@@ -11,6 +11,7 @@ compared with its held-out images in the features of a classifier of its labels.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -29,13 +30,16 @@ METRICS = ["metric=[fid,precision_recall]", "metric/features=classifier"]
 
 
 def main() -> None:
-    end = sys.argv.index("--")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", help="run folders")
+    end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    arguments = parser.parse_args(sys.argv[1:end])
     sorted_ = build(compose("train", sys.argv[end + 1 :])["dataset"], key="dataset")
     metric = compose("evaluate", ["run=none", *METRICS])["metric"]
     options = {"cache": cache_folder(None, key="cache"), "reference": "holdout"}
     suite = build_suite(metric, sorted_, labelled=False, device=torch.device("cpu"), **options)
     assert suite is not None
-    for run in sys.argv[1:end]:
+    for run in arguments.runs:
         generator = gancli.load(run)
         clusters = build(RunFolder(Path(run)).settings(trust=[])["dataset"], key="dataset")
         labels = clusters.reference("train", COUNT)[1]

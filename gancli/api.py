@@ -141,7 +141,7 @@ class TrainedGenerator:
     ) -> NDArray[Any] | Tensor:
         """Returns images, uint8 (count, H, W, C), the same as those of `gancli sample` with the same seed and labels.
 
-        They are the same bit for bit on the same device in the same precision, which is float32 here. Points come as
+        They are the same bit for bit on a CPU in float32, and up to rounding on a GPU. Points come as
         float32 (count, dims). labels: classes by number or name, taken in turn; None for all. truncation: as for
         `noise`. as_tensor: for float32 (count, *image_shape) on the CPU, images in [-1, 1]. batch_size: samples
         generated at once. Raises UserError.
@@ -246,11 +246,11 @@ def train(overrides: Sequence[str] = ()) -> Path:
 
     if threading.current_thread() is not threading.main_thread():
         raise UserError("gancli.train: only in the main thread, where Ctrl-C and other signals arrive")
-    settings, folder, words = _composed(overrides)
+    settings, folder, words, by_budget = _composed(overrides)
     remember_start(folder)
     try:
         with _logged(folder):
-            trainer = command.run(settings, folder=folder, overrides=words)
+            trainer = command.run(settings, folder=folder, overrides=words, by_budget=by_budget)
     except UserError:
         undo_start()
         raise
@@ -259,8 +259,10 @@ def train(overrides: Sequence[str] = ()) -> Path:
     return folder
 
 
-def _composed(overrides: Sequence[str]) -> tuple[dict[str, Any], Path, list[str]]:
-    """Returns the settings, the run folder and the words as the command line takes them. Raises UserError."""
+def _composed(overrides: Sequence[str]) -> tuple[dict[str, Any], Path, list[str], list[str]]:
+    """Returns the settings, the run folder, the words as the command line takes them, and the keys that are left to the
+    budget. Raises UserError.
+    """
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
@@ -278,10 +280,11 @@ def _composed(overrides: Sequence[str]) -> tuple[dict[str, Any], Path, list[str]
         words = words_for_hydra("train", given)
         if any(word.startswith("-") for word in words):
             raise UserError("gancli.train: one run at a time; a sweep or a launcher starts from the shell")
-        settings, folder = compose_run("train", words)
+        settings, folder, by_budget = compose_run("train", words)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(messages.explain(error, "train", given)) from None
-    return settings, folder, [word.removeprefix("++") for word in words if not word.startswith("hydra")]
+    words = [word.removeprefix("++") for word in words if not word.startswith("hydra")]
+    return settings, folder, words, by_budget
 
 
 @contextmanager

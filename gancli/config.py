@@ -60,8 +60,9 @@ def compose(command: str, overrides: list[str]) -> dict[str, Any]:
     return compose_run(command, overrides)[0]
 
 
-def compose_run(command: str, overrides: list[str]) -> tuple[dict[str, Any], Path]:
-    """Returns the resolved settings of a command line, and the folder that Hydra would run it in.
+def compose_run(command: str, overrides: list[str]) -> tuple[dict[str, Any], Path, list[str]]:
+    """Returns the resolved settings of a command line, the folder that Hydra would run it in, and which keys are left
+    to the budget.
 
     A program that uses Hydra itself finds it as it was.
     """
@@ -82,7 +83,7 @@ def compose_run(command: str, overrides: list[str]) -> tuple[dict[str, Any], Pat
     with open_dict(composed):
         del composed["hydra"]
     settings: Any = OmegaConf.to_container(composed, resolve=True)
-    return chosen_none(overrides) | settings, folder
+    return chosen_none(overrides) | settings, folder, budget.keys(composed)
 
 
 def chosen_none(overrides: Iterable[str]) -> dict[str, Any]:

@@ -16,8 +16,9 @@ from gancli.files.user_paths import expand
 
 LISTS = frozenset({"run", "folders", "trust", "freeze", "chapters"})  # that may also be typed as [a,b]
 TEXTS = LISTS | {  # settings whose declared type is text, of whatever command; see the test of the same name
-    *("resume", "init", "out", "data", "cache", "objective", "sort"),
+    *("resume", "init", "out", "data", "cache", "objective", "sort", "image"),
     *("dataset.path", "dataset.root", "dataset.cache", "dataset.distribution.path", "dataset.distribution.cdf"),
+    *("prior.distribution.path", "prior.distribution.cdf"),
     *("evaluation.cache", "metric.features.cache", "metric.features.weights"),
     *("metric.features.extractor", "metric.features.file"),
     *("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.job.name"),

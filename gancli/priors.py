@@ -88,8 +88,13 @@ class TruncatedGaussian(Gaussian):
         self.bound = bound
 
     def sample(self, count: int, rng: torch.Generator, *, truncation: float | None = None) -> Tensor:
-        limit = self.bound if truncation is None else min(truncation, self.bound)
-        return super().sample(count, rng, truncation=limit)
+        low, high = self.bounds(self.bound if truncation is None else min(truncation, self.bound))
+        uniform = torch.rand(count, self.dim, generator=rng, device=rng.device)
+        return super().inverse_cdf(low + (high - low) * uniform)
+
+    def inverse_cdf(self, uniform: Tensor) -> Tensor:
+        low, high = self.bounds(self.bound)
+        return super().inverse_cdf(low + (high - low) * uniform)
 
 
 class _TruncatedByProbability(Prior):

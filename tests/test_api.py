@@ -103,6 +103,15 @@ def test_a_training_in_python_goes_on_where_it_stopped(cli):
     assert gancli.load("run").images == 160
 
 
+def test_what_the_budget_chose_stays_in_python_too(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    words = [*TINY, "augment=by_budget", "hydra.run.dir=run"]
+    gancli.train(words)
+    monkeypatch.setattr("gancli.budget._MANY", 1)  # pictures, which would then be seen often
+    gancli.train([*words, "train.images=96", "resume=auto"])
+    assert gancli.load("run").images == 96
+
+
 @pytest.mark.parametrize(
     ("words", "text"),
     [

@@ -15,6 +15,7 @@ from conftest import TINY
 from gancli import __version__
 from gancli import cli as cli_module
 from gancli.cli import COMMANDS
+from gancli.commands.latest_run import REPORT_MARK
 
 
 def shell(*argv, **environment):
@@ -207,7 +208,9 @@ def test_latest_is_the_run_with_the_newest_checkpoint(cli, trained, tmp_path):
     for number, file in enumerate(["multirun/a b/0", "train/old", "theory/runs/newest"]):
         for checkpoint in (tmp_path / "outputs" / file / "checkpoints").iterdir():
             os.utime(checkpoint, (number, number))
-    sampled = cli("sample", "run=latest", "out=a.png")
+    assert cli("sample", "run=latest", "out=a.png").err.startswith("gancli: run=latest is outputs/theory/runs/newest\n")
+    (tmp_path / "outputs/theory" / REPORT_MARK).touch()
+    sampled = cli("sample", "run=latest", "out=a.png", "overwrite=true")
     assert sampled.status == 0 and sampled.err.startswith("gancli: run=latest is outputs/train/old\n"), sampled.err
     os.utime(next((tmp_path / "outputs/multirun/a b/0/checkpoints").iterdir()), (9, 9))
     (tmp_path / "outputs/multirun/a b/multirun.yaml").touch()

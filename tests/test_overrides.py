@@ -108,9 +108,10 @@ def holds(hint, kinds):
 
 def declared():
     """Every setting of text alone by its dotted key, as declared by a command or by the class that takes it."""
-    from gancli.commands import evaluate, report, sample, theory
+    from gancli.commands import evaluate, export, project, report, sample, theory
 
-    schemas = [config.RUN_SCHEMA, evaluate.SCHEMA, report.SCHEMA, sample.SCHEMA, theory.SCHEMA]
+    commands = (evaluate, export, project, report, sample, theory)
+    schemas = [config.RUN_SCHEMA, *(command.SCHEMA for command in commands)]
     hints = [item for schema in schemas for item in schema.items()]
     places = {"distribution": "dataset.distribution", "metric/features": "metric.features"}
     for file in config.config_dir().glob("**/*.yaml"):
@@ -124,7 +125,8 @@ def declared():
             hints += [
                 (".".join(filter(None, (place, key, name))), hint) for name, hint in found.items() if name in node
             ]
-    return {key for key, hint in hints if holds(hint, (str, Path)) and not holds(hint, (int, float, bool))}
+    texts = {key for key, hint in hints if holds(hint, (str, Path)) and not holds(hint, (int, float, bool))}
+    return texts | {key.replace("dataset", "prior", 1) for key in texts if key.startswith("dataset.distribution.")}
 
 
 def test_settings_of_text_are_those_that_are_declared_as_text():

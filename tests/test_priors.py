@@ -94,6 +94,9 @@ def test_truncated_gaussian_noise_stays_within_its_bound() -> None:
     assert prior.sample(2000, seeded(0)).abs().max() <= 1 + 1e-6
     assert prior.sample(2000, seeded(0), truncation=3.0).abs().max() <= 1 + 1e-6
     assert 0.45 < prior.sample(2000, seeded(0), truncation=0.5).abs().max() <= 0.5 + 1e-6
+    quantiles = prior.inverse_cdf(torch.tensor([0.0, 0.25, 0.5, 1.0]))
+    expected = stats.truncnorm(-1.0, 1.0).ppf([0.0, 0.25, 0.5, 1.0])
+    torch.testing.assert_close(quantiles, torch.tensor(expected, dtype=torch.float32), atol=1e-5, rtol=0)
 
 
 @every_prior

@@ -8,7 +8,7 @@ import math
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -78,18 +78,20 @@ def run(
     launcher: Mapping[str, Any],
     sweeper: Mapping[str, Any],
     runs: int,
+    by_budget: Sequence[str] = (),
 ) -> dict[str, float]:
     """Measures and prints the costs; returns images per second and seconds, in the main process only.
 
-    launcher, sweeper: Hydra's nodes. runs: of the sweep whose first run has these `settings`; 0 for no sweep. Raises
-    UserError, Diverged, OSError.
+    launcher, sweeper: Hydra's nodes. runs: of the sweep whose first run has these `settings`; 0 for no sweep.
+    by_budget: keys of the settings that follow from the budget. Raises UserError, Diverged, OSError.
     """
     startup = _startup_seconds()
     settings = {**settings, "penalty": train.chosen_penalties(settings["penalty"], overrides)}
+    resuming = False
     if settings["resume"] not in ("auto", "never"):
         resumed = RunFolder(expand(settings["resume"], key="resume"))
-        settings, _ = settings_to_continue(resumed, settings, overrides=overrides)
-    check_settings(settings, world_size=join_process_group().world_size)
+        settings, resuming = settings_to_continue(resumed, settings, overrides=overrides, by_budget=by_budget)
+    check_settings(settings, world_size=join_process_group().world_size, resuming=resuming)
     with tempfile.TemporaryDirectory(prefix="gancli-doctor-") as path:
         folder = RunFolder(Path(path))
         trainer, seconds = _assemble(settings, folder)

@@ -42,6 +42,7 @@ SCHEMA = {
     "checkpoint": str | int,
     "weights": Literal["ema", "raw"],
     "out": str | None,
+    "overwrite": bool,
     "count": int | None,
     "seed": int,
     "reference": Literal["train", "holdout"],
@@ -51,6 +52,8 @@ SCHEMA = {
     "batch_size": int,
     "trust": list[str],
 }
+_OF_FOLDERS = {"out": None, "overwrite": False, "resolution": None}  # settings with their defaults
+_OF_RUNS = {"checkpoint": "last", "weights": "ema", "seed": 0, "data": None}
 _AUTO_FEATURES = {"_target_": "gancli.metrics.features.Auto"}  # where neither the user nor a run chose any
 
 
@@ -87,6 +90,7 @@ def measure(settings: dict[str, Any], *, chosen: bool = False) -> Iterator[tuple
         raise UserError(
             f"folders={settings['folders']}: not together with run={settings['run']}; leave one of them out"
         )
+    _check_place(settings)
     settings = {**settings, "metric": settings.get("metric", {}), "chosen": chosen}  # no such key for metric=[]
     if not settings["metric"].keys() - {"features"}:
         raise UserError("metric=[]: name at least one, such as metric=[fid]")
@@ -104,6 +108,19 @@ def measure(settings: dict[str, Any], *, chosen: bool = False) -> Iterator[tuple
     trained = [folder.settings(trust=settings["trust"], parts=tuple(parts)) for folder in folders]
     for pair in zip(folders, trained, strict=True):
         yield from _measure_run(*pair, settings, runtime)
+
+
+def _check_place(settings: Mapping[str, Any]) -> None:
+    """Raises UserError for settings that are not for runs, or not for folders, and where `out` cannot be written."""
+    for name, default in _OF_FOLDERS.items() if settings["folders"] is None else _OF_RUNS.items():
+        if settings[name] != default:
+            where = "a run, whose numbers go into its folder" if settings["folders"] is None else "folders"
+            raise UserError(f"{name}={settings[name]}: not for {where}; leave it out")
+    if settings["out"] is not None:
+        out = expand(settings["out"], key="out")
+        if out.is_dir() or (out.exists() and not settings["overwrite"]):
+            raise UserError(f"out={out}: exists already; overwrite=true replaces a file, or choose another out")
+        out.parent.mkdir(parents=True, exist_ok=True)
 
 
 def table(rows: Sequence[Row], numbers: Mapping[str, Number], *, width: int | None = None) -> list[str]:
@@ -141,7 +158,7 @@ def _legend(rows: Sequence[Row], numbers: Mapping[str, Number], *, width: int | 
     signs = ["↓ lower is better", "↑ higher is better"]
     if any(f"{name}_std" in row["values"] for row in rows for name in names):
         signs.append("± standard deviation over subsets")
-    indent = 2 + max(map(len, names))
+    indent = 2 + max(map(len, names), default=0)
     lines = [", ".join(signs), *(name.ljust(indent) + numbers[name].meaning for name in names)]
     if width is None:
         return lines

@@ -114,7 +114,8 @@ def _card(folder: RunFolder, loaded: loading.Loaded, files: list[str]) -> str:
         "loss": _described(settings.get("loss")),
         "git commit": str(starts[-1].get("git_commit")) if starts else "not recorded",
     }
-    rows = [row for row in folder.read_evaluations() if row.get("images") == loaded.images]
+    of_these = {"images": loaded.images, "weights": loaded.weights}
+    rows = [row for row in folder.read_evaluations() if row.items() >= of_these.items()]
     rows = [{**row, **numbers} for row in rows for numbers in numbers_of([row])]
     return export.card(
         loaded,

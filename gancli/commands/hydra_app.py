@@ -11,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from gancli import budget
 from gancli.commands.hydra_callbacks import undo_start
@@ -35,7 +35,7 @@ def train(cfg: DictConfig) -> float | None:
         from gancli.commands import train
 
         folder, overrides = Path(hydra.runtime.output_dir), _overrides(hydra)
-        search = _worst_value(hydra.sweeper) is not None
+        search = _direction(hydra.sweeper)
         trainer = train.run(settings, folder=folder, overrides=overrides, search=search, by_budget=budget.keys(cfg))
         if isinstance(trainer.stopped_by, signal.Signals):
             sys.exit(128 + trainer.stopped_by)
@@ -58,12 +58,13 @@ def evaluate(cfg: DictConfig) -> None:
 def doctor(runs: int) -> Callable[[DictConfig], None]:
     """`gancli doctor` of the first of so many runs; 0 where there is no sweep."""
 
-    def work(settings: dict[str, Any], hydra: DictConfig) -> None:
-        from gancli.commands import doctor
-
-        doctor.run(settings, overrides=_overrides(hydra), launcher=hydra.launcher, sweeper=hydra.sweeper, runs=runs)
-
     def task(cfg: DictConfig) -> None:
+        def work(settings: dict[str, Any], hydra: DictConfig) -> None:
+            from gancli.commands import doctor
+
+            launched = {"launcher": hydra.launcher, "sweeper": hydra.sweeper, "runs": runs}
+            doctor.run(settings, overrides=_overrides(hydra), by_budget=budget.keys(cfg), **launched)
+
         run_command(work, cfg)
 
     return task
@@ -250,8 +251,14 @@ def _close_log_files() -> None:
 
 def _worst_value(sweeper: Mapping[str, Any]) -> float | None:
     """Returns what a search by `sweeper` takes for the worst value; None for a sweep that compares nothing."""
+    direction = _direction(sweeper)
+    return None if direction is None else float("inf" if direction == "minimize" else "-inf")
+
+
+def _direction(sweeper: Mapping[str, Any]) -> Literal["minimize", "maximize"] | None:
+    """Returns what a search by `sweeper` does with the objective; None for a sweep that compares nothing."""
     direction = sweeper.get("direction")
-    return None if direction is None else float("inf" if str(direction).endswith("minimize") else "-inf")
+    return None if direction is None else "minimize" if str(direction).endswith("minimize") else "maximize"
 
 
 def _os_error_text(error: OSError) -> str:

@@ -11,7 +11,7 @@ from gancli.overrides import setting
 from gancli.training.run_folder import RunFolder
 
 OUTPUTS = Path("outputs")
-_THEORY = OUTPUTS / "theory"  # whose runs are experiments of a report
+REPORT_MARK = ".theory"  # a file in the folder of a report, whose runs are experiments
 
 
 def replace_latest(command: str, words: list[str]) -> list[str]:
@@ -34,10 +34,16 @@ def _replaced(command: str, word: str) -> str:
 
 def latest_run() -> Path | None:
     """Returns the run folder below `outputs` whose newest checkpoint is the newest of all; None where there is none."""
-    files = (file for file in OUTPUTS.glob("**/checkpoints/*.pt") if not file.is_relative_to(_THEORY))
-    runs = (file for file in files if RunFolder(file.parent.parent).exists())
-    newest = max(runs, key=_written, default=None)
-    return None if newest is None else newest.parent.parent
+    files = {file: file.parent.parent for file in OUTPUTS.glob("**/checkpoints/*.pt")}
+    files = {file: run for file, run in files.items() if RunFolder(run).exists() and not is_experiment(run, OUTPUTS)}
+    newest = max(files, key=_written, default=None)
+    return None if newest is None else files[newest]
+
+
+def is_experiment(run: Path, top: Path) -> bool:
+    """Whether the run is one of those that `gancli theory` made for its report in a folder below `top`."""
+    between = run.relative_to(top).parents[:-1]
+    return any((top / folder / REPORT_MARK).is_file() for folder in between)
 
 
 def _written(file: Path) -> int:

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gancli import __version__, config
+from gancli.commands.latest_run import is_experiment
 from gancli.errors import UserError, did_you_mean, printable, require_between
 from gancli.files.atomic import atomic_write
 from gancli.files.json_files import numbers_of
@@ -41,6 +42,8 @@ _LARGER_IS_BETTER = (
     "coverage",
     "inception_score",
     "classifier_score",
+    "diversity",
+    "diversity_within_classes",
 )
 _NEVER_BEGAN, _RUNNING, _CUT_OFF = "never began", "running", "cut off, or running"
 
@@ -176,7 +179,7 @@ def _find_runs(top: Path) -> list[Path]:
     folders = {file.parent for file in files if file.parent.name != ".hydra"}  # which holds Hydra's own config.yaml
     runs = {folder for folder in folders if (folder / "config.yaml").is_file()}
     folders -= {folder for folder in folders if runs & set(folder.parents)}  # what other programs keep in a run
-    folders -= {folder for folder in folders if "theory" in folder.relative_to(top).parts}  # experiments of a report
+    folders -= {folder for folder in folders if folder != top and is_experiment(folder, top)}
     for link in sorted(folder for folder in folders if folder != top and _is_linked(folder, top)):
         log.warning("%s is a link, or below one, and left out; name it itself: run=[…]", printable(link))
         folders.remove(link)

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from gancli import __version__, config
 from gancli.commands import train
 from gancli.commands.check_settings import check_settings
+from gancli.commands.latest_run import REPORT_MARK
 from gancli.diagnostics.base import TrainedRun, diagnose
 from gancli.errors import Diverged, UserError, did_you_mean, require_at_least, require_between
 from gancli.files.atomic import atomic_write
@@ -68,6 +69,8 @@ def run(settings: dict[str, Any]) -> Path:
         return diagnose_run(expand(settings["run"], key="run"), settings)
     out = expand(settings["out"], key="out")
     chapters = [CHAPTERS[name](seeds=settings["seeds"], length=settings["length"]) for name in settings["chapters"]]
+    out.mkdir(parents=True, exist_ok=True)
+    atomic_write(out / REPORT_MARK, b"")
     _run_experiments(chapters, out / "runs", settings)
     sections = [chapter.section(out / "runs") for chapter in chapters]
     introduction = [INTRODUCTION]
@@ -85,6 +88,7 @@ def diagnose_run(folder: Path, settings: Mapping[str, Any]) -> Path:
     trained = run_folder.settings(trust=settings["trust"])
     trained = {**trained, "device": settings["device"], "dataset": config.moved(trained["dataset"], settings["data"])}
     trained["evaluation"] = {**trained["evaluation"], "every": None}
+    trained["log"] = {**trained["log"], "sinks": ["jsonl"]}  # nothing is logged; others may not be installed here
     check_settings(trained, resuming=True)
     trainer = train.assemble(trained, folder=run_folder)
     file, state = trainer.checkpoints.pick("last")

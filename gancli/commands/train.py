@@ -10,7 +10,7 @@ import shlex
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -39,6 +39,7 @@ from gancli.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+Direction = Literal["minimize", "maximize"]
 FINISHED = "finished"  # how a run ended that was not stopped before
 
 
@@ -47,12 +48,13 @@ def run(
     *,
     folder: Path,
     overrides: list[str],
-    search: bool = False,
+    search: Direction | None = None,
     by_budget: Sequence[str] = (),
 ) -> Trainer:
     """Trains in `folder` by resolved `settings`; returns the trainer as it stands at the end.
 
-    overrides: as typed. search: whether the run must end in a number to compare. by_budget: keys of the settings that
+    overrides: as typed. search: what a search does with the number that the run ends
+    in, None without a search. by_budget: keys of the settings that
     follow from the budget. Raises UserError, Diverged, OSError.
     """
     began, signals = time.monotonic(), Signals()
@@ -151,8 +153,8 @@ def chosen_penalties(penalties: Mapping[str, Any], overrides: list[str]) -> dict
     return {name: node for name, node in penalties.items() if name in typed or "_target_" in node}
 
 
-def check_objective(trainer: Trainer, name: str | None, *, search: bool) -> None:
-    """Raises UserError where the run cannot end in the number that a sweep compares."""
+def check_objective(trainer: Trainer, name: str | None, *, search: Direction | None) -> None:
+    """Raises UserError where the run cannot end in the number that a sweep compares, or a search goes for the worst."""
     suite = trainer.evaluation.suite
     if suite is None:
         if search:
@@ -162,6 +164,14 @@ def check_objective(trainer: Trainer, name: str | None, *, search: bool) -> None
     known = [*suite.names, "diversity", *labelled]
     if name is not None and not any(fnmatch.fnmatchcase(name, each) for each in known):
         raise UserError(f"objective={name}: not among {', '.join(known)}{did_you_mean(name, known)}")
+    name = name or suite.ranking[0]
+    better = next((each.better for key, each in suite.numbers.items() if fnmatch.fnmatchcase(name, key)), "higher")
+    wanted = "minimize" if better == "lower" else "maximize"
+    if search not in (None, wanted):
+        raise UserError(
+            f"hydra.sweeper.direction={search}: the objective {name} is better where it is {better}; "
+            f"type hydra.sweeper.direction={wanted}"
+        )
 
 
 def objective(trainer: Trainer, name: str | None) -> float | None:

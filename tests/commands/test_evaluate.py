@@ -10,6 +10,7 @@ from conftest import TINY
 from PIL import Image
 
 from gancli.commands.evaluate import table
+from gancli.errors import UserError
 from gancli.metrics import fidelity
 from gancli.metrics.base import Number
 
@@ -195,6 +196,10 @@ def test_one_folder_is_compared_with_another(cli, tmp_path):
     resized = cli("evaluate", "folders=[generated,real]", "metric=[fid]", "count=5", "resolution=8", "out=row.json")
     assert resized.status == 0 and "5 of 12 generated images" in resized.err
     row = json.loads((tmp_path / "row.json").read_text())
+    words = ["folders=[generated,real]", "metric=[fid]", "resolution=8", "out=row.json"]
+    refused = cli("evaluate", *words)
+    assert refused.status == 2 and "row.json: exists already; overwrite=true" in refused.err
+    assert cli("evaluate", *words, "overwrite=true").status == 0
     assert (row["samples"], row["reference_count"], row["resize"]) == (5, 15, "crop to 8x8, Lanczos")
     assert len(row["samples_hash"]) == len(row["reference_hash"]) == 16
 
@@ -261,6 +266,15 @@ def test_columns_are_aligned_and_single_classes_left_out():
     ]
 
 
+def test_an_error_before_any_number_is_told_as_such(cli, copied, monkeypatch):
+    def fail(*_, **__):
+        raise UserError("no noise")
+
+    monkeypatch.setattr("gancli.commands.evaluate.noise_rows", fail)
+    result = cli("evaluate", f"run={copied}", "metric=[memorisation]", "count=20")
+    assert result.status == 2 and "no noise" in result.err and "Traceback" not in result.err
+
+
 def test_the_table_and_its_legend_fit_into_the_terminal(cli, copied, monkeypatch):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     monkeypatch.setenv("COLUMNS", "80")
@@ -274,6 +288,11 @@ WRONG = {
     "both": (["run={run}", "folders=[a,b]"], "not together with run="),
     "a run that is not there": (["run=nowhere"], "run=nowhere: no such folder"),
     "one of several": (["run=[{run},nowhere]"], "run=nowhere: no such folder"),
+    "a file for the numbers of a run": (
+        ["run={run}", "out=a.json"],
+        "out=a.json: not for a run, whose numbers go into",
+    ),
+    "weights of folders": (["folders=[a,b]", "weights=raw"], "weights=raw: not for folders; leave it out"),
     "one folder": (["folders=[a]"], "folders=['a']: two of them"),
     "a folder that is not there": (["folders=[nowhere,nowhere]"], "folders=nowhere"),
     "unknown metric": (["run={run}", "metric=[fidd]"], "metric=fidd: no such choice; did you mean fid?"),

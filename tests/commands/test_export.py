@@ -119,6 +119,8 @@ def test_the_card_tells_what_it_is_and_how_good(cli, train):
     assert card.startswith("---\nlibrary_name: gancli\n") and "| images seen | 64 |" in card
     assert "labels=0" in card and "| fd_random |" in card and "features random" in card
     assert "model.onnx" not in card, "what was not exported"
+    assert cli("export", f"run={run}", "formats=[]", "out=raw", "weights=raw").status == 0
+    assert "fd_random" not in Path("raw/README.md").read_text(), "which is of the averaged weights"
     about = json.loads(Path("cats/config.json").read_text())
     assert about["num_classes"] == 10 and about["latent_dim"] == 8 and about["image_shape"] == [1, 8, 8]
     assert gancli.load("cats").sample(2, labels=4).shape == (2, 8, 8, 1)
@@ -148,7 +150,7 @@ def test_damaged_rows_of_a_run_cost_nothing(cli, trained, tmp_path):
     rows = ['{"images": 64}', '{"images": 64, "seconds": "long"}', '{"images": 64, "seconds": 2.0}']
     (run / "metrics.jsonl").write_text("\n".join(rows))
     values = f'{{"fid": {10**400}, "kid": 0.25, "odd": [1]}}'
-    row = f'{{"images": 64, "seconds": 2.0, "by": "evaluate", "values": {values}}}'
+    row = f'{{"images": 64, "seconds": 2.0, "weights": "ema", "by": "evaluate", "values": {values}}}'
     (run / "evaluations.jsonl").write_text(row)
     result = cli("export", f"run={run}", "formats=[]", "out=there")
     assert result.status == 0, result.err

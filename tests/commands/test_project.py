@@ -11,7 +11,7 @@ import gancli
 from gancli.errors import UserError
 from gancli.inference.projection import project
 from gancli.networks.base import Generator
-from gancli.priors import Gaussian, Uniform
+from gancli.priors import Gaussian, TruncatedGaussian, Uniform
 
 BOUND = 3.0  # of 255: below what one sees; rounding to bytes alone is 0.3
 
@@ -59,6 +59,8 @@ def test_noise_stays_within_the_prior():
     target = torch.full((1, 1, 4, 4), 0.9)
     inside = project(Linear(), Uniform(dim=16, low=-0.5, high=0.5), target, steps=100, starts=1)
     assert inside.z.max() <= 0.5 and inside.z.mean() > 0.45
+    truncated = project(Linear(), TruncatedGaussian(dim=16, bound=0.5), target, steps=100, starts=1)
+    assert truncated.z.max() <= 0.5 + 1e-5 and truncated.z.mean() > 0.45
     free = project(Linear(), Gaussian(dim=16), target, steps=300, starts=1)
     assert free.errors.max() < 1 and torch.allclose(free.z, torch.full((1, 16), 0.9), atol=0.02)
 

@@ -184,6 +184,9 @@ def test_the_objective_of_a_sweep_is_a_value_of_the_last_evaluation(cli, tmp_pat
     settings = compose("train", [*TINY, *EVALUATED])
     trainer = training.run(settings, folder=tmp_path / "run", overrides=[])
     values = last_values(tmp_path / "run")
+    with pytest.raises(UserError, match="diversity is better where it is higher; type hydra.sweeper.direction=maximize"):
+        training.check_objective(trainer, "diversity", search="minimize")
+    training.check_objective(trainer, None, search="minimize")  # a distance
     assert training.objective(trainer, None) == values["fd_random"]
     assert training.objective(trainer, "diversity") == values["diversity"]
     with pytest.raises(UserError, match="objective=kid: not among fd_random"):
@@ -307,6 +310,7 @@ def test_links_lead_from_the_page_to_the_run(tmp_path, cli):
 def test_runs_are_found_where_gancli_puts_them_and_nothing_else_is(tmp_path, cli):
     for place in ("train/day/hour", "multirun/day/hour/0", "multirun/day/hour/1", "theory/runs/x"):
         write_run(tmp_path / "outputs" / place, [{"fid": 5.0}])
+    (tmp_path / "outputs/theory/.theory").touch()
     other = tmp_path / "outputs/train/day/hour/wandb/offline-run-1/files"
     other.mkdir(parents=True)
     (other / "config.yaml").write_text("a: 1")

@@ -14,6 +14,7 @@ from conftest import TINY
 
 from gancli import config
 from gancli.commands import evaluate, theory
+from gancli.commands.latest_run import is_experiment
 from gancli.reporting.html import Formula, Heading, Image, Section, Table, Terms, render_page
 from gancli.theory import CHAPTERS
 from gancli.theory.base import Chapter, Experiment, format_number, last_evaluation
@@ -77,6 +78,7 @@ def test_a_report_is_written_from_its_runs_which_are_not_repeated(cli, monkeypat
     assert result.status == 0, result.err
     text = Path("it/report.html").read_text()
     check_page(text)
+    assert is_experiment(Path("it/runs/digits"), Path()), "not taken for a run of the user's own"
     assert text.count("<section") == 2 and "train.images=64" in text
     run = Path("it/runs/digits")
     (evaluation,) = map(json.loads, (run / "evaluations.jsonl").read_text().splitlines())

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gancli import __version__
 from gancli.commands.sweeps import chosen_launcher, first_run, flags_last, is_multirun
-from gancli.distributed.launch import is_restartable, process_info
+from gancli.distributed.launch import is_restartable, process_info, was_restarted
 from gancli.errors import UserError
 from gancli.reporting.streams import prepare_streams, print_lines
 
@@ -226,9 +226,15 @@ def _continue_with_own_settings(command: str, words: list[str]) -> list[str]:
 def _require_fixed_folder(overrides: list[str]) -> list[str]:
     """Refuses what torchrun could not restart: its next attempt would work in a folder named by another time."""
     key = "hydra.sweep.dir" if is_multirun(overrides) else "hydra.run.dir"
-    restarts = is_restartable() and not PRINT_FLAGS & set(overrides)
-    if restarts and not any(text.startswith(f"{key}=") for text in overrides):
+    if PRINT_FLAGS & set(overrides) or any(text.startswith(f"{key}=") for text in overrides):
+        return overrides
+    if is_restartable():
         raise UserError(f"--max-restarts: a new attempt goes on where the last one saved; give {key}=FOLDER for that")
+    if was_restarted():
+        raise UserError(
+            f"this job was started again, and would begin a new run; give {key}=FOLDER in the job's command for a run "
+            "that goes on, and continue the one that was saved with resume=FOLDER"
+        )
     return overrides
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -174,7 +174,8 @@ class Extragradient(Simultaneous):
     def player_updates(self, game: Game, draw: BatchFn, *, step: int, progress: float) -> Iterator[PlayerUpdate]:
         weights: list[Tensor] = [*game.weights["discriminator"], *game.weights["generator"]]
         before = [weight.detach().clone() for weight in weights]
-        yield from super().player_updates(game, draw, step=step, progress=progress)
+        for update in super().player_updates(game, draw, step=step, progress=progress):
+            yield replace(update, real_logits=None, fake_logits=None)  # of the same real batch as those below
         for update in super().player_updates(game, draw, step=step, progress=progress):
             with torch.no_grad():
                 torch._foreach_copy_(weights, before)

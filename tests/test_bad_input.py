@@ -14,6 +14,7 @@ import torch
 from conftest import TINY
 
 from gancli.training.checkpoint import FORMAT
+from gancli.training.trainer import Trainer
 
 RUN = [*TINY, "hydra.run.dir=run"]
 LINE = ["dataset=distribution_1d", "network=mlp"]
@@ -66,6 +67,7 @@ TRAIN = {  # overrides -> what the error must name
     "unknown module": (["loss._target_=mine.Loss"], "no module mine"),
     "a setting no class takes": (["+loss.margin=2"], "loss.margin: gancli.losses.NonSaturating has no such setting"),
     "pack of nothing": (["pack=0"], "pack=0: 1 for none"),
+    "packs of parts": (["pack=3", "train.accumulate=2"], "pack=3: must divide each of the 2 parts of a batch"),
     "packed labels": (["pack=2", "conditional=true"], "pack=2: samples of different classes do not go into one pack"),
     "packs and a norm": (["pack=2", "penalty=[wgan_gp]"], "pack=2: penalty wgan_gp sets the norm"),
     "unknown metric": (["metric=[fidd]"], "metric=fidd: no such choice; did you mean fid?"),
@@ -223,6 +225,19 @@ def test_a_full_disk_during_a_checkpoint(cli, monkeypatch):
     files = sorted(path.name for path in Path("run/checkpoints").iterdir())
     assert files and all(name.startswith("images-") for name in files), "whole checkpoints and nothing else"
     assert cli("train", *RUN, "checkpoint.every=16", "train.images=640", "resume=auto").status == 0
+
+
+def test_a_full_gpu_is_one_clear_error_and_the_log_stays(cli, monkeypatch):
+    assert cli("train", *RUN).status == 0
+    before = (Path("run") / "train.log").read_text()
+
+    def fail(self):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has")
+
+    monkeypatch.setattr(Trainer, "train_step", fail)
+    result = cli("train", "resume=run", "train.images=96")
+    refused(result, "train.batch_size=16: CUDA out of memory; take a smaller batch, train.accumulate=2")
+    assert len((Path("run") / "train.log").read_text()) > len(before)
 
 
 def test_a_read_only_output_folder(cli, monkeypatch):

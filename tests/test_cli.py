@@ -137,6 +137,13 @@ def test_torchrun_with_restarts_needs_a_folder_that_lasts(cli, monkeypatch):
     assert cli("train", *TINY, "hydra.run.dir=run").status == 0
 
 
+def test_a_job_that_is_queued_again_does_not_begin_anew_without_a_word(cli, monkeypatch):
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    result = cli("train", *TINY)
+    assert result.status == 2 and "give hydra.run.dir=FOLDER in the job's command" in result.err
+    assert not list(Path().iterdir())
+
+
 def test_completion_of_commands_groups_and_choices():
     def complete(line):
         return shell("-sc", "query=bash", COMP_LINE=line, COMP_POINT=str(len(line))).stdout.split()

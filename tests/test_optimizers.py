@@ -94,6 +94,33 @@ def test_a_resumed_optimizer_makes_the_same_steps() -> None:
     assert torch.equal(second, uninterrupted)
 
 
+class Signed(torch.optim.SGD):
+    """An optimizer of somebody's own, with a setting that torch does not copy with it."""
+
+    def __init__(self, parameters: Any, lr: float, scale: float) -> None:
+        super().__init__(parameters, lr=lr, momentum=0.5)
+        self.scale = scale
+
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.grad = self.scale * p.grad.sign()
+        super().step()
+
+
+def test_an_optimizer_of_one_s_own_is_resumed() -> None:
+    p, again = parameter(), parameter()
+    optimizer, resumed = (ScheduledOptimizer(partial(Signed, lr=0.1, scale=2.0), [each]) for each in (p, again))
+    p.grad = torch.tensor([3.0, -0.5])
+    optimizer.step(0.0)
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    again.data.copy_(p.data)
+    for each, one in ((p, optimizer), (again, resumed)):
+        each.grad = torch.tensor([-1.0, -1.0])
+        one.step(0.5)
+    assert torch.equal(p, again)
+
+
 @pytest.mark.parametrize(
     "make",
     [

@@ -223,13 +223,24 @@ def test_a_cache_that_a_run_folder_names_is_used_only_where_it_is_one(run, tmp_p
     assert RunFolder(run).settings(trust=[])["evaluation"]["cache"] == str(tmp_path / "victim")
 
 
-LINKS = ["evaluations.jsonl", "train.log", ".lock", "checkpoints", "samples", "theory", ".hydra/config.yaml", ".hydra"]
+LINKS = [
+    "evaluations.jsonl",
+    "train.log",
+    ".lock",
+    "checkpoints",
+    "samples",
+    "theory",
+    ".hydra/config.yaml",
+    ".hydra",
+    "export",
+    "wandb",
+]
 
 
 @pytest.mark.parametrize("name", LINKS)
 def test_nothing_is_written_through_a_link_in_a_run_folder(run, cli, tmp_path, name):
     path, victim = run / name, tmp_path / "victim"
-    is_folder = name in ("checkpoints", "samples", "theory", ".hydra")
+    is_folder = name in ("checkpoints", "samples", "theory", ".hydra", "export", "wandb")
     victim.mkdir() if is_folder else victim.write_text("mine")
     path.parent.mkdir(exist_ok=True)
     if path.exists():

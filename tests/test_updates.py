@@ -459,10 +459,13 @@ def test_extragradient_steps_from_the_original_weights_by_the_gradients_at_the_l
     expected = copy.deepcopy(game)
     samples, _ = batch()
     updates = Extragradient().player_updates(game, lambda k: (samples, None), step=0, progress=0.5)
+    observed = 0
     for update in updates:
+        observed += update.real_logits is not None
         assert update.players == ("discriminator", "generator")
         for player in update.players:
             descend(game.network(player))
+    assert observed == 1, "the batch is shown to an adaptive augmentation once"
     look_ahead = copy.deepcopy(expected)
     simultaneous(look_ahead, samples)
     for player in update.players:

@@ -152,6 +152,10 @@ def check_combination(
     if pack < 1:
         errors.append(f"pack={pack}: 1 for none, or the number of samples that the discriminator sees together")
     if pack > 1:
+        if parts > 1 and (settings["train"]["batch_size"] // parts) % pack:
+            errors.append(
+                f"pack={pack}: must divide each of the {parts} parts of a batch, or their last packs are filled up"
+            )
         if conditional:
             errors.append(
                 f"pack={pack}: samples of different classes do not go into one pack; use conditional=false, or pack=1"

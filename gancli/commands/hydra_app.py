@@ -124,6 +124,7 @@ def run_command(work: Work, cfg: DictConfig) -> float | None:
         if not _next_job_may_begin(error):
             sys.exit(exit_status(error))
         _tell_of_failed_job(hydra.job.num, error)
+        traceback.clear_frames(error.__traceback__)  # which hold networks, while Hydra holds the error
         raise  # the other jobs of a sweep still run
     except ProcessLost as error:
         report_error(f"error: {error}")

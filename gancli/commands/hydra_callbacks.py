@@ -96,6 +96,11 @@ def remember_start(folder: Path) -> None:
     _starts.append(start)
 
 
+def keep_start() -> None:
+    """Forgets how the folder of this start was before, once the training begins."""
+    _starts.clear()
+
+
 def undo_start() -> None:
     """Makes the folder of a start that was refused what it was before."""
     for start in _starts:

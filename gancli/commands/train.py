@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fnmatch
+import gc
 import logging
 import os
 import shlex
@@ -16,6 +18,7 @@ import torch
 
 from gancli.build import build
 from gancli.commands.check_settings import NO_LABELS, check_settings
+from gancli.commands.hydra_callbacks import keep_start
 from gancli.commands.parts import average, networks, optimizer
 from gancli.datasets.base import Dataset
 from gancli.device import Runtime, device_name
@@ -67,6 +70,7 @@ def run(
             lambda: settings_to_continue(run_folder, settings, overrides=overrides, by_budget=by_budget)
         )
         group.broadcast_from_main(lambda: check_settings(settings, world_size=group.world_size, resuming=resuming))
+        gc.collect()  # the networks of the sweep's job before this one
         trainer = assemble(settings, folder=run_folder)
         check_objective(trainer, settings["objective"], search=search)
         weights_from = None
@@ -89,6 +93,7 @@ def run(
                 device=device_name(trainer.game.stream.device),
                 processes=group.world_size,
             )
+        keep_start()  # what is wrong from now on comes after much that is right
         try:
             trainer.fit(signals)
             shown = choose_samples(trainer)
@@ -98,8 +103,20 @@ def run(
             if group.is_main_process:
                 with contextlib.suppress(OSError):  # the first error is the one to report
                     run_folder.record_end(_failure(error))
+            if isinstance(error, torch.OutOfMemoryError):
+                raise _out_of_memory(error, settings) from None
             raise
         return trainer
+
+
+def _out_of_memory(error: torch.OutOfMemoryError, settings: Mapping[str, Any]) -> OSError:
+    torch.cuda.empty_cache()  # for the next job of a sweep
+    first = str(error).partition(". ")[0]
+    return OSError(
+        errno.ENOMEM,
+        f"train.batch_size={settings['train']['batch_size']}: {first}; take a smaller batch, train.accumulate=2, "
+        "device.precision=bf16, fewer channels or a lower resolution",
+    )
 
 
 def finish(trainer: Trainer, folder: RunFolder, chosen: Mapping[str, Any], *, shown: Mapping[str, Any]) -> None:
@@ -179,13 +196,15 @@ def objective(trainer: Trainer, name: str | None) -> float | None:
 
     None where nothing was measured. Raises UserError for a name that is not among the numbers.
     """
-    evaluation = trainer.evaluation
-    if not evaluation.latest or evaluation.suite is None:
+    suite, latest = trainer.evaluation.suite, trainer.evaluation.latest
+    if not latest and (rows := RunFolder(trainer.checkpoints.folder.parent).read_evaluations(by="train")):
+        latest = rows[-1]["values"]  # of a run that had ended before this start
+    if not latest or suite is None:
         return None
-    name = name or evaluation.suite.ranking[0]
-    if name not in evaluation.latest:
-        raise UserError(f"objective={name}: not among {', '.join(evaluation.latest)}")
-    return evaluation.latest[name]
+    name = name or suite.ranking[0]
+    if name not in latest:
+        raise UserError(f"objective={name}: not among {', '.join(latest)}")
+    return latest[name]
 
 
 def diagnostics(node: Mapping[str, Any]) -> dict[str, Diagnostic]:

@@ -248,7 +248,8 @@ def _lost_processes() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise ProcessLost("another process of this run ended without a word; was it killed?") from error
+        reason = str(error).partition("\n")[0]
+        raise ProcessLost(f"another process of this run ended without a word; was it killed? ({reason})") from error
 
 
 def _all_reduce(tensor: Tensor, operation: Any = dist.ReduceOp.SUM) -> None:

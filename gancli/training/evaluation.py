@@ -214,6 +214,7 @@ class PeriodicEvaluation:
         self.healthy_images = state["healthy_images"]
         self.health.load_state_dict(state["health"])
         if rollback:
+            self.latest = {}  # of weights that are no more
             return
         self.seconds = state["seconds"]
         if state["scale"] == self._scale:  # the best value of another metric does not compare

@@ -89,7 +89,8 @@ class RunFolder:
         inside = [
             path for folder in folders if folder.is_dir() and not folder.is_symlink() for path in folder.iterdir()
         ]
-        for path in [*self.texts, *self.pictures, self.path / ".lock", *folders, *inside]:
+        others = [self.path / name for name in (".lock", "export", "wandb")]
+        for path in [*self.texts, *self.pictures, *others, *folders, *inside]:
             if path.is_symlink() or (path.exists() and not path.is_file() and not path.is_dir()):
                 raise UserError(f"{path}: is a link, a pipe or a device; a run folder holds files and folders alone")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from functools import partial
 from typing import Any
@@ -22,7 +21,8 @@ class ScheduledOptimizer:
 
     def __init__(self, make: partial[torch.optim.Optimizer], parameters: Iterable[nn.Parameter]) -> None:
         self.parameters = list(parameters)
-        self.optimizer = make.func(self.parameters, **{key: at(value, 0.0) for key, value in make.keywords.items()})
+        self.make = partial(make.func, **{key: at(value, 0.0) for key, value in make.keywords.items()})
+        self.optimizer = self.make(self.parameters)
         self.scheduled = {key: value for key, value in make.keywords.items() if key == "lr" or _is_scheduled(value)}
         self.lr = float(self.optimizer.param_groups[0]["lr"])  # of the last step
 
@@ -63,10 +63,12 @@ class ScheduledOptimizer:
         self.optimizer.zero_grad(set_to_none=True)  # drops the gradients of a step that a rollback interrupted
 
     def _state_after_a_step(self) -> dict[int, dict[str, Any]]:
-        twin = copy.deepcopy(self.optimizer)
-        for group in twin.param_groups:
-            for parameter in group["params"]:
-                parameter.grad = torch.zeros_like(parameter)
+        clones = [nn.Parameter(parameter.detach().clone()) for parameter in self.parameters]
+        for clone in clones:
+            clone.grad = torch.zeros_like(clone)
+        twin = self.make(clones)
+        for group, own in zip(twin.param_groups, self.optimizer.param_groups, strict=True):
+            group.update({key: value for key, value in own.items() if key != "params"})
         twin.step()
         state: dict[int, dict[str, Any]] = twin.state_dict()["state"]
         return state

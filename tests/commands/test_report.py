@@ -184,7 +184,7 @@ def test_the_objective_of_a_sweep_is_a_value_of_the_last_evaluation(cli, tmp_pat
     settings = compose("train", [*TINY, *EVALUATED])
     trainer = training.run(settings, folder=tmp_path / "run", overrides=[])
     values = last_values(tmp_path / "run")
-    with pytest.raises(UserError, match="diversity is better where it is higher; type hydra.sweeper.direction=maximize"):
+    with pytest.raises(UserError, match=r"diversity is better where it is higher; type hydra\.sweeper\.direction=max"):
         training.check_objective(trainer, "diversity", search="minimize")
     training.check_objective(trainer, None, search="minimize")  # a distance
     assert training.objective(trainer, None) == values["fd_random"]

@@ -16,7 +16,7 @@ import shutil
 import sys
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -68,13 +68,15 @@ def decode_cached(
     unreadable: leave such files out with a warning, or fail. Raises UserError, OSError.
     """
     mark_cache(root)
-    content = {"decoding": asdict(decoding), "pictures": fingerprints(files, root)}  # renaming a key loses all caches
+    pictures = fingerprints(files, root)
+    content = {"decoding": asdict(decoding), "pictures": pictures}  # renaming a key loses all caches
     folder = root / hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
     if not _is_complete(folder, decoding):
         with _locked(folder):
             if not _is_complete(folder, decoding):  # nor has another process decoded them meanwhile
                 _sweep(root)
-                _build(files, decoding, folder)
+                read = {name for name, content_hash in pictures.items() if content_hash != UNREADABLE}
+                _build(files, decoding, folder, read=read)
     meta = _read_json(folder / "meta.json")
     _tell(files, meta, unreadable)
     names, shape = meta["names"], (decoding.channels, decoding.height, decoding.width)
@@ -189,13 +191,16 @@ def _delete(folders: Iterable[Path]) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _build(files: ImageFiles, decoding: Decoding, folder: Path) -> None:
-    """Decodes into a temporary folder and renames it to `folder`. If another process was faster, its result stays."""
+def _build(files: ImageFiles, decoding: Decoding, folder: Path, *, read: Collection[str]) -> None:
+    """Decodes into a temporary folder and renames it to `folder`. If another process was faster, its result stays.
+
+    read: the names of files that could be read before. Raises OSError where one of them no longer can.
+    """
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.{id(files)}.tmp")
     broken = temporary.with_suffix(".broken.tmp")
     temporary.mkdir(parents=True)
     try:
-        meta = _write_images(files, decoding, temporary / "images.u8")
+        meta = _write_images(files, decoding, temporary / "images.u8", read=read)
         atomic_write(temporary / "meta.json", json.dumps(meta).encode())
         if folder.exists() and not _is_complete(folder, decoding):
             with contextlib.suppress(FileNotFoundError):  # another process moved it already
@@ -217,8 +222,8 @@ class _Image(NamedTuple):
     check: str
 
 
-def _write_images(files: ImageFiles, decoding: Decoding, path: Path) -> dict[str, Any]:
-    """Writes the arrays of all files one after the other; returns what `meta.json` holds."""
+def _write_images(files: ImageFiles, decoding: Decoding, path: Path, *, read: Collection[str]) -> dict[str, Any]:
+    """Writes the arrays of all files one after the other; returns what `meta.json` holds. read: as for `_build`."""
     names, dark, checks = list[str](), list[str](), list[str]()
     unreadable: dict[str, str] = {}
     remarks: dict[str, list[str]] = {}
@@ -228,6 +233,8 @@ def _write_images(files: ImageFiles, decoding: Decoding, path: Path) -> dict[str
             with files.content(name) as content:
                 return _Image(*decoding.with_remarks(content), f"{zlib.crc32(content):08x}-{len(content)}")
         except Exception as error:  # decoders raise all sorts for a broken file
+            if name in read and isinstance(error, OSError) and error.errno is not None:
+                raise  # a fault of the disk or the network, not of the picture
             log.debug("%s: %s", name, error)
             return reason_of(error)
 

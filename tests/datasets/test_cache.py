@@ -81,6 +81,20 @@ def test_an_unreadable_file_is_tried_again_the_next_time(photos, read_folder, mo
     assert levels(read_folder(photos)) == list(range(0, 200, 20))
 
 
+def test_a_fault_of_the_disk_while_decoding_is_no_property_of_the_picture(photos, read_folder, monkeypatch):
+    original, faults = Decoding.with_remarks, iter([True])
+
+    def once(self, content):
+        if next(faults, False):
+            raise OSError(errno.EIO, "Input/output error")
+        return original(self, content)
+
+    monkeypatch.setattr(Decoding, "with_remarks", once)
+    with pytest.raises(OSError, match="Input/output error"):
+        read_folder(photos)
+    assert levels(read_folder(photos)) == list(range(0, 200, 20)), "all are read the next time"
+
+
 def test_a_folder_without_a_readable_image_is_an_error(tmp_path, read_folder):
     (tmp_path / "in").mkdir()
     for number in range(2):

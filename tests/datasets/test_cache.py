@@ -191,9 +191,9 @@ def counted_builds(monkeypatch):
     def call(times):
         build, gate, built = cache._build, threading.Barrier(times, timeout=5), []
 
-        def counted(*args):
+        def counted(*args, **known):
             gate.wait()
-            build(*args)
+            build(*args, **known)
             built.append(1)
 
         monkeypatch.setattr(cache, "_build", counted)

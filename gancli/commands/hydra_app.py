@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import logging
 import os
@@ -106,6 +107,8 @@ def run_command(work: Work, cfg: DictConfig) -> float | None:
     if hydra.job.chdir:
         os.chdir(hydra.runtime.cwd)  # paths stay relative to where the command was typed
     sweep = hydra.mode == RunMode.MULTIRUN
+    if sweep:
+        gc.collect()  # the networks of the job before this one
     if (chosen := budget.chosen(cfg)) is not None:
         log.info("%s", chosen)
     try:

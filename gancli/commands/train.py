@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fnmatch
-import gc
 import logging
 import os
 import shlex
@@ -70,7 +69,6 @@ def run(
             lambda: settings_to_continue(run_folder, settings, overrides=overrides, by_budget=by_budget)
         )
         group.broadcast_from_main(lambda: check_settings(settings, world_size=group.world_size, resuming=resuming))
-        gc.collect()  # the networks of the sweep's job before this one
         trainer = assemble(settings, folder=run_folder)
         check_objective(trainer, settings["objective"], search=search)
         weights_from = None

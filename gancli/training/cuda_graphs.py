@@ -106,8 +106,8 @@ class GraphedOptimizer(ScheduledOptimizer):
     """
 
     def __init__(self, base: ScheduledOptimizer, recorder: Recorder) -> None:
-        self.parameters, self.optimizer, self.scheduled = base.parameters, base.optimizer, base.scheduled
-        self.lr = base.lr
+        self.parameters, self.make, self.optimizer = base.parameters, base.make, base.optimizer
+        self.scheduled, self.lr = base.scheduled, base.lr
         self.recorder = recorder
         self.static_lr: Tensor | None = None
         self.static_skip: Tensor | None = None

@@ -101,11 +101,11 @@ def run_command(work: Work, cfg: DictConfig) -> float | None:
     if not process_info().is_main_process:
         _close_log_files()
     hydra: Any = HydraConfig.get()
-    log.info("%s", _first_line(hydra, OmegaConf.to_container(cfg)))
-    budget.register()
-    settings: Any = chosen_none(hydra.overrides.task) | OmegaConf.to_container(cfg, resolve=True)  # type: ignore[operator]
     if hydra.job.chdir:
         os.chdir(hydra.runtime.cwd)  # paths stay relative to where the command was typed
+    log.info("%s", _first_line(hydra, OmegaConf.to_container(cfg)))  # counting the pictures of a folder may take long
+    budget.register()
+    settings: Any = chosen_none(hydra.overrides.task) | OmegaConf.to_container(cfg, resolve=True)  # type: ignore[operator]
     sweep = hydra.mode == RunMode.MULTIRUN
     if sweep:
         gc.collect()  # the networks of the job before this one

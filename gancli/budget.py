@@ -18,6 +18,7 @@ RESOLVER = "by_budget"
 _MANY = 10_000  # pictures that a data set of unknown size is taken to have
 _FEW_PASSES = 10  # through the data, in which a discriminator does not come to know its images
 _FEW_IMAGES = 100_000  # which leave no time for small steps
+_OFTEN = 100_000  # images between evaluations of a long run
 _IMAGES_PER_MINUTE = {False: 1_000, True: 60_000}  # roughly, of a CPU and of a GPU
 
 
@@ -65,6 +66,11 @@ def _generator_lr(budget: Budget) -> float:
     return 4e-3 if budget.images < _FEW_IMAGES else 1e-3
 
 
+def _evaluation_every(budget: Budget) -> int:
+    thousands = min(budget.images / 4, _OFTEN) // 1_000
+    return max(1_000, 1_000 * int(thousands))
+
+
 _CHOICES: dict[str, Callable[[Budget], float | list[str]]] = {
     "resolution": _resolution,  # pixels of a side
     "batch_size": lambda budget: 32 if budget.gpu else 16,
@@ -72,6 +78,7 @@ _CHOICES: dict[str, Callable[[Budget], float | list[str]]] = {
     "augmentation": _augmentation,
     "generator_lr": _generator_lr,
     "discriminator_lr": lambda budget: _generator_lr(budget) / 2,
+    "evaluation_every": _evaluation_every,  # images
 }
 
 

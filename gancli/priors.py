@@ -71,8 +71,9 @@ class Gaussian(Prior):
 
     def between(self, a: Tensor, b: Tensor, share: float) -> Tensor:
         # Spherical interpolation (White, 2016): points on a straight line are shorter than Gaussian noise is.
-        unit_a, unit_b = a / a.norm(dim=-1, keepdim=True), b / b.norm(dim=-1, keepdim=True)
-        angle = torch.acos((unit_a * unit_b).sum(-1, keepdim=True).clamp(-1, 1))
+        lengths = a.norm(dim=-1, keepdim=True) * b.norm(dim=-1, keepdim=True)  # 0 for the mean, in no direction
+        cosine = torch.where(lengths > 0, (a * b).sum(-1, keepdim=True) / lengths, 1.0)
+        angle = torch.acos(cosine.clamp(-1, 1))
         sine = torch.sin(angle)
         arc = (torch.sin((1 - share) * angle) * a + torch.sin(share * angle) * b) / sine.clamp(min=1e-4)
         return torch.where(sine < 1e-4, torch.lerp(a, b, share), arc)

@@ -169,6 +169,12 @@ def test_between_parallel_gaussian_noise_is_a_straight_line() -> None:
     assert Gaussian(dim=8).between(a, -a, 0.5).isfinite().all()
 
 
+def test_between_the_mean_and_gaussian_noise_is_a_straight_line() -> None:
+    a, mean = Gaussian(dim=8).sample(3, seeded("a")), torch.zeros(3, 8)
+    torch.testing.assert_close(Gaussian(dim=8).between(mean, a, 0.25), a / 4)
+    torch.testing.assert_close(Gaussian(dim=8).between(a, mean, 0.25), 3 * a / 4)
+
+
 def test_between_treats_each_row_of_a_batch_separately() -> None:
     prior = Gaussian(dim=16)
     a, b = prior.sample(4, seeded("a")), prior.sample(4, seeded("b"))

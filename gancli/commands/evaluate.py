@@ -31,7 +31,7 @@ from gancli.progress import progress
 from gancli.reporting import image_grids
 from gancli.reporting.html import Table
 from gancli.reporting.streams import print_lines, terminal_width
-from gancli.training.checkpoint import Checkpoints, read
+from gancli.training.checkpoint import Checkpoints, change_of_data, read
 from gancli.training.run_folder import RunFolder, provenance
 
 log = logging.getLogger(__name__)
@@ -176,6 +176,13 @@ def _measure_run(
     features = trained.get("metric", {}).get("features")  # as in the evaluations during training, to compare with
     against = _discriminator(folder, trust=settings["trust"])
     labelled = bool(first[1]["num_classes"])
+    if labelled:
+        _check_classes(folder, first[1], dataset)
+    change = change_of_data(first[1], dataset)
+    if change is not None:
+        log.warning("%s: some that are held out now may have been trained on, so memorisation is left out", change)
+        metrics = {name: node for name, node in settings["metric"].items() if name != "memorisation"}
+        settings = {**settings, "metric": metrics}
     suite = _suite(settings, dataset, runtime, features=features, labelled=labelled, discriminator=against)
     log.info("%s: %s", folder.path, _describe(suite))
     for row in _measure_real(suite, settings["count"]):
@@ -204,6 +211,18 @@ def _measure_run(
         _write_to_tensorboard(folder, row)
         if "memorisation" in suite.metrics:
             _write_nearest_images(folder.samples / f"neighbours-{file.stem}.png", samples, suite)
+
+
+def _check_classes(folder: RunFolder, state: Mapping[str, Any], dataset: Dataset) -> None:
+    """Raises UserError unless the labels of `dataset` mean what they meant when the run was trained."""
+    before, now = folder.class_names(), list(dataset.class_names)
+    if (before and before != now) or state["num_classes"] != dataset.num_classes:
+        numbered = (now, dataset.num_classes), (before, state["num_classes"])
+        said = [", ".join(map(printable, names)) or f"{count} without names" for names, count in numbered]
+        raise UserError(
+            f"the data has the classes {said[0]}, and had {said[1]} when this run was trained; data=… names another "
+            "place where they lie"
+        )
 
 
 def _discriminator(folder: RunFolder, *, trust: list[str]) -> type[Discriminator] | None:
@@ -266,9 +285,9 @@ def _measure_real(suite: MetricSuite, count: int) -> Iterator[Row]:
     if len(samples) < 2:
         return
     values: dict[str, float] = {}
-    for name, metric in progress(suite.metrics.items(), title="metrics of real samples", total=len(suite.metrics)):
+    for name in progress(suite.metrics, title="metrics of real samples", total=len(suite.metrics)):
         if name != "memorisation":  # real samples are not copies
-            values |= metric(samples, suite.real, suite.dataset)
+            values |= suite.measure(name, samples)
     yield _row(f"{len(samples):,} real, {other}", values, suite) | {"samples": "real"}
 
 

@@ -199,7 +199,7 @@ class ImageDataset(Dataset):
         return images, labels
 
     def holdout(self, count: int) -> Batch:
-        return self._on_device(self.holdout_indices[:count])
+        return self._on_device(self.holdout_indices[subset(len(self.holdout_indices), count)])
 
     def size(self, split: Split) -> int:
         return len(self if split == "train" else self.holdout_indices)

@@ -114,8 +114,8 @@ def fingerprints(files: ImageFiles, root: Path) -> dict[str, str]:
     indexed = _read_json(index)
 
     def fingerprint(name: str) -> list[Any]:
-        before, now = indexed.get(name), _size_and_time(files.path / name)
-        if isinstance(before, list) and len(before) == 3 and before[:2] == now and before[2] != UNREADABLE:
+        before, now = indexed.get(name), _size_and_times(files.path / name)
+        if isinstance(before, list) and before[:-1] == now and before[-1] != UNREADABLE:
             return before
         try:
             with files.content(name) as content:
@@ -130,15 +130,15 @@ def fingerprints(files: ImageFiles, root: Path) -> dict[str, str]:
             atomic_write(index, json.dumps(rows).encode())
         except OSError as error:  # of a cache that can only be read, say
             log.warning("%s: %s; all images are read again the next time", index, error.strerror)
-    return {name: str(row[2]) for name, row in rows.items()}
+    return {name: str(row[-1]) for name, row in rows.items()}
 
 
-def _size_and_time(path: Path) -> list[int]:
+def _size_and_times(path: Path) -> list[int]:
     try:
         stat = path.stat()
     except OSError:  # a dangling link, which cannot be read either
-        return [0, 0]
-    return [stat.st_size, stat.st_mtime_ns]
+        return [0, 0, 0]
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]  # the last changes also where the others are set back
 
 
 def _is_complete(folder: Path, decoding: Decoding) -> bool:

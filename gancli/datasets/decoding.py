@@ -43,6 +43,12 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SIDEWAYS = (
+    Image.Transpose.TRANSPOSE,
+    Image.Transpose.ROTATE_270,
+    Image.Transpose.TRANSVERSE,
+    Image.Transpose.ROTATE_90,
+)
 SEVERAL = "images with several frames or pages, of which the first is taken"
 GUESSED = (
     "images with 32-bit or signed values that do not say which of them is white, so 1, 255, 65,535 or the highest is "
@@ -113,9 +119,10 @@ class Decoding:
 
 
 def size_of(content: bytes) -> tuple[int, int]:
-    """Returns the (width, height) of an image file, from its first bytes. Raises what Pillow raises."""
+    """Returns the (width, height) of an image file, upright, from its first bytes. Raises what Pillow raises."""
     with _opened(content) as file:
-        return file.width, file.height
+        sideways = _turn(file) in _SIDEWAYS
+        return (file.height, file.width) if sideways else (file.width, file.height)
 
 
 def begins_like_an_image(content: bytes) -> bool:
@@ -142,18 +149,27 @@ def _has_several(file: Image.Image) -> bool:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Returns the image turned as its EXIF says. No other tag is looked at, so an odd one costs nothing."""
-    try:
-        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # Pillow raises all sorts for odd tags
-        turn = None
+    """Returns the image turned as its EXIF says."""
+    turn = _turn(image)
     return image if turn is None else image.transpose(turn)
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """Returns what makes the image upright. No other tag of its EXIF is looked at, so an odd one costs nothing."""
+    try:
+        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # Pillow raises all sorts for odd tags
+        return None
 
 
 def _opaque_8_bit(image: Image.Image, file: Image.Image, white: float | None, remarks: list[str]) -> Image.Image:
     """Puts transparency over white, and brings more than 8 bits down to 8. file: what `image` was read from."""
     if image.mode.startswith("I") or image.mode == "F":
-        return Image.fromarray(_to_8_bits(np.asarray(image), getattr(file, "tag_v2", None), white, remarks))
+        values, transparent = np.asarray(image), image.info.get("transparency")
+        eight_bits = _to_8_bits(values, getattr(file, "tag_v2", None), white, remarks)
+        if isinstance(transparent, int):  # of a PNG: the value that is not there
+            eight_bits = np.where(values == transparent, np.uint8(255), eight_bits)
+        return Image.fromarray(eight_bits)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

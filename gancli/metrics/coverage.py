@@ -28,7 +28,8 @@ class DensityCoverage(Metric):
     """
 
     def __init__(self, *, neighbours: int = 5, count: int = 10_000) -> None:
-        require_at_least(1, neighbours=neighbours, count=count)
+        require_at_least(1, neighbours=neighbours)
+        require_at_least(2, count=count)
         self.neighbours, self.count = neighbours, count
 
     def numbers(self, features: Features | None) -> dict[str, Number]:

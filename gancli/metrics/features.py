@@ -29,7 +29,7 @@ _BATCH_SIZE = 250
 
 
 class Features(ABC):
-    """A feature extractor. name, hash: of the extractor and of its weights. resize: how it changes the size of images.
+    """A feature extractor. name: of the extractor. hash: of all that its features depend on. resize: of images.
 
     accuracy: on held-out images, of a classifier of this data set's own classes; None for other extractors.
     names_classes: whether it returns class logits. pretrained_on: the data set that its weights are from, if it is not
@@ -128,13 +128,13 @@ class EfficientNet(Features):
         if channels not in (1, 3):
             raise SettingError(f"metric/features=efficientnet: takes grey or RGB images, not {channels} channels")
         network = EfficientNetLite(0, needed_by="metric/features=efficientnet")
-        self.hash = network.hash
         self.network = network.to(device).to(memory_format=torch.channels_last)
         self.device = device
         scale = side / min(height, width)
         self.sides = (round(scale * height), round(scale * width))
         if self.sides != (height, width):
             self.resize = f"bilinear, antialiased, to {self.sides[0]}x{self.sides[1]}"
+        self.hash = digest(network.get_buffer("hash_bytes"), torch.tensor(self.sides))
 
     @staticmethod
     def check_settings(*, side: int | None = None, **_: Any) -> None:

@@ -134,7 +134,8 @@ class InceptionScore(Metric):
         }
 
     def suits(self, dataset: Dataset, features: Features | None) -> bool:
-        return features is not None and features.names_classes
+        combined = dataset.mode_shares is not None  # each class is a combination of those that the extractor names
+        return features is not None and features.names_classes and not combined
 
     def __call__(self, generated: Samples, real: Samples, dataset: Dataset) -> dict[str, float]:
         from torch_fidelity.metric_isc import isc_features_to_metric
@@ -158,7 +159,8 @@ class PrecisionRecall(Metric):
     """
 
     def __init__(self, *, neighbours: int = 3, count: int = 10_000) -> None:
-        require_at_least(1, neighbours=neighbours, count=count)
+        require_at_least(1, neighbours=neighbours)
+        require_at_least(2, count=count)
         self.neighbours, self.count = neighbours, count
 
     def numbers(self, features: Features | None) -> dict[str, Number]:

@@ -52,10 +52,14 @@ class Memorisation(Metric):
         to_train, to_holdout = (_distance(fake, part) for part in (equal_train, equal_holdout))
         ties = 0.5 * (to_train == to_holdout).double()
         holdout_to_all_train = _distance(holdout, train).sort().values
-        closer = torch.searchsorted(holdout_to_all_train, _distance(fake, train)).double().mean() / len(holdout)
+        to_all_train = _distance(fake, train)
+        closer, not_farther = (
+            torch.searchsorted(holdout_to_all_train, to_all_train, right=right).double().mean() / len(holdout)
+            for right in (False, True)
+        )
         between_real, between_fake = (_distance(part, part, skip=1) for part in _equally_many(holdout, fake))
         return {
-            "closer_than_holdout": float(1 - closer),
+            "closer_than_holdout": float(1 - (closer + not_farther) / 2),  # ties count half
             "nearer_to_train": float(((to_train < to_holdout).double() + ties).mean()),
             "duplicates": float((between_fake <= between_real.quantile(_DUPLICATE)).double().mean()),
         }

@@ -100,14 +100,15 @@ class MetricSuite:
         """Returns every number of every metric; NaN for a metric that is undefined for such samples (all equal)."""
         values: dict[str, float] = {}
         for name in progress(self.metrics, title="metrics", total=len(self.metrics)):
-            values |= self._measure(name, samples)
+            values |= self.measure(name, samples)
         return values
 
     def main_number(self, samples: Samples) -> float:
         """Returns the number that ranks checkpoints alone, without the time that the other metrics take."""
-        return self._measure(next(iter(self.metrics)), samples)[self.ranking[0]]
+        return self.measure(next(iter(self.metrics)), samples)[self.ranking[0]]
 
-    def _measure(self, name: str, samples: Samples) -> dict[str, float]:
+    def measure(self, name: str, samples: Samples) -> dict[str, float]:
+        """Returns the numbers of one metric, which are NaN where it is undefined for such samples."""
         metric = self.metrics[name]
         try:
             return metric(samples, self.real, self.dataset)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from math import prod
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from gancli.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from gancli.errors import SettingError, require_at_least
+
+_PIXELS_AT_ONCE = 2**20  # in a pass without gradients
 
 
 class Generator(nn.Module, ABC):
@@ -24,6 +27,10 @@ class Generator(nn.Module, ABC):
         require_at_least(1, latent_dim=latent_dim)
         self.latent_dim = latent_dim
         self.image_shape, self.num_classes = _validated(image_shape, num_classes)
+
+    def at_once(self, most: int) -> int:
+        """Returns how many samples, at most `most`, a pass without gradients makes: few of large images, for memory."""
+        return max(1, min(most, _PIXELS_AT_ONCE // prod(self.image_shape[1:])))
 
     @abstractmethod
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from gancli.datasets.base import Dataset
 from gancli.distributed.process_group import ProcessGroup
 from gancli.errors import InvalidTensorFile, UserError, require_at_least, require_minutes
 from gancli.files import tensor_files
@@ -197,6 +198,20 @@ def check_resumable(state: Mapping[str, Any]) -> None:
     problem = tensor_files.misfit(state, RESUME_OUTLINE) or _first_beyond(state, threads=1, rollbacks=0, lr_factor=0)
     if problem is not None:
         raise ValueError(problem)
+
+
+def change_of_data(state: Mapping[str, Any], dataset: Dataset) -> str | None:
+    """Returns how `dataset` differs from the one that the checkpoint's run was trained on, or None where it does not.
+
+    Files of the user's own are compared by their contents, wherever they lie.
+    """
+    before, now = state["samples"], len(dataset)
+    content_hash = state.get("content_hash")  # which older checkpoints lack
+    if before != now:
+        return f"the data set had {before} samples, and has {now} now"
+    if content_hash is not None and content_hash != dataset.content_hash:
+        return f"the data set has other images than it had, though as many to train on, {now}"
+    return None
 
 
 def _first_beyond(state: Mapping[str, Any], **lowest: float) -> str | None:

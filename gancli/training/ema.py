@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from gancli.distributed.process_group import SINGLE_PROCESS
 from gancli.errors import require_at_least, require_between, require_positive
 from gancli.game import Autocast
-from gancli.networks.base import share_batches
+from gancli.networks.base import Generator, share_batches
 from gancli.schedules import Schedule, at
 
 _BATCH_SIZE = 256
@@ -56,6 +56,7 @@ class EMA:
         """The averaged network, to look at."""
         if not self.is_measured:
             if self.noise is not None:
+                assert isinstance(self.average, Generator)
                 with self.autocast():
                     measure_batch_statistics(self.average, self.noise, self.labels)
             self.is_measured = True
@@ -91,7 +92,7 @@ class EMA:
 
 
 @torch.no_grad()
-def measure_batch_statistics(network: nn.Module, noise: Tensor, labels: Tensor | None) -> None:
+def measure_batch_statistics(network: Generator, noise: Tensor, labels: Tensor | None) -> None:
     """Sets the running statistics of batch normalisation to those of the maps for noise (N, latent_dim).
 
     All other layers of `network` work in evaluation mode. labels: int64 (N,) or None.
@@ -104,8 +105,9 @@ def measure_batch_statistics(network: nn.Module, noise: Tensor, labels: Tensor |
         layer.reset_running_stats()
         layer.momentum = None  # the mean over all batches
         layer.train()
-    for start in range(0, len(noise), _BATCH_SIZE):
-        rows = slice(start, start + _BATCH_SIZE)
+    size = network.at_once(_BATCH_SIZE)
+    for start in range(0, len(noise), size):
+        rows = slice(start, start + size)
         network(noise[rows], None if labels is None else labels[rows])
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum

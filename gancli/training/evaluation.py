@@ -170,7 +170,8 @@ class PeriodicEvaluation:
             return generator(noise[rows].to(game.stream.device), chosen)  # type: ignore[no-any-return]
 
         with eval_mode(generator), game.autocast():
-            return self.suite.samples(self.process_group.map_batches(self.count, _BATCH_SIZE, make), labels)
+            size = game.generator.at_once(_BATCH_SIZE)
+            return self.suite.samples(self.process_group.map_batches(self.count, size, make), labels)
 
     def _measure(self, samples: Samples, began: float) -> tuple[dict[str, float], list[Alert], float]:
         assert self.suite is not None
@@ -225,12 +226,13 @@ def diversity(samples: Samples, real: Samples) -> dict[str, float]:
     """Returns the variance of the samples' features as a share of that of real samples, also within classes.
 
     "diversity": squared distance from the mean of all. "diversity_within_classes": from the mean of the sample's own
-    class, pooled over classes; only where both have labels.
+    class, pooled over classes; only where both have labels, and some class has two real samples.
     """
     values = {"diversity": _share(feature_variance(samples.features), feature_variance(real.features))}
     if samples.labels is not None and real.labels is not None:
         pooled = [feature_variance(each.features, each.labels) for each in (samples, real)]
-        values["diversity_within_classes"] = _share(*pooled)
+        if math.isfinite(pooled[1]):  # some class has two real samples
+            values["diversity_within_classes"] = _share(*pooled)
     return values
 
 

@@ -21,7 +21,7 @@ from gancli.game_value import decision_threshold
 from gancli.overrides import typed
 from gancli.randomness import random_state, set_random_state
 from gancli.training.accumulation import UpdateInParts
-from gancli.training.checkpoint import Checkpoints, check_resumable
+from gancli.training.checkpoint import Checkpoints, change_of_data, check_resumable
 from gancli.training.ema import EMA
 from gancli.training.evaluation import PeriodicEvaluation
 from gancli.training.guard import Guard
@@ -312,14 +312,9 @@ class Trainer:
         }
 
     def _check_data(self, state: Mapping[str, Any]) -> None:
-        """Raises UserError unless the data is what it was: of the user's own files the very same, wherever they lie."""
-        before, now = state["samples"], len(self.dataset)
-        content_hash = state.get("content_hash")  # which older checkpoints lack
-        if before != now:
-            reason = f"the data set had {before} samples, and has {now} now"
-        elif content_hash is not None and content_hash != self.dataset.content_hash:
-            reason = f"the data set has other images than it had, though as many to train on, {now}"
-        else:
+        """Raises UserError unless the data is what it was."""
+        reason = change_of_data(state, self.dataset)
+        if reason is None:
             return
         raise UserError(
             f"{reason}.\n  Where the old ones lie somewhere else now, name that place: dataset.path=… or "

@@ -178,7 +178,7 @@ def test_what_was_measured_is_printed_though_it_cannot_be_kept(cli, copied):
 
 
 def write_images(folder, count, *, size=16, seed=0):
-    folder.mkdir()
+    folder.mkdir(parents=True, exist_ok=True)
     images = np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
     for index, image in enumerate(images):
         Image.fromarray(image).save(folder / f"{index}.png")
@@ -244,6 +244,28 @@ def test_data_tells_where_a_moved_data_set_is(cli, tmp_path):
     refused = cli("evaluate", "run=run", *FEW, "metric=[fid]")
     assert refused.status == 2 and "Traceback" not in refused.err
     assert cli("evaluate", "run=run", *FEW, "metric=[fid]", "data=b/images").status == 0
+
+
+def test_other_images_than_were_trained_on_leave_memorisation_out(cli, tmp_path):
+    write_images(tmp_path / "images", 30, size=8)
+    words = ["dataset=folder", "dataset.path=images", "dataset.resolution=8", "hydra.run.dir=run"]
+    assert cli("train", *TINY, *words).status == 0
+    same = cli("evaluate", "run=run", *FEW, "metric=[fid,memorisation]")
+    assert "closer_than_holdout" in same.out and "may have been trained on" not in same.err
+    write_images(tmp_path / "images", 31, size=8)
+    other = cli("evaluate", "run=run", *FEW, "metric=[fid,memorisation]")
+    assert other.status == 0 and "closer_than_holdout" not in other.out
+    assert "the data set had 27 samples, and has 28 now" in other.err and "memorisation is left out" in other.err
+
+
+def test_other_classes_than_were_trained_on_are_refused(cli, tmp_path):
+    for name in ("cats", "dogs"):
+        write_images(tmp_path / "images" / name, 10, size=8)
+    words = ["dataset=folder", "dataset.path=images", "dataset.resolution=8", "dataset.labels=true"]
+    assert cli("train", *TINY, *words, "conditional=true", "hydra.run.dir=run").status == 0
+    write_images(tmp_path / "images" / "birds", 10, size=8)
+    refused = cli("evaluate", "run=run", *FEW, "metric=[fid]")
+    assert refused.status == 2 and "the data has the classes birds, cats, dogs, and had cats, dogs when" in refused.err
 
 
 def test_columns_are_aligned_and_single_classes_left_out():

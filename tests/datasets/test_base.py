@@ -107,6 +107,13 @@ def test_flip_never_mirrors_the_holdout():
     assert labels.tolist() == list(range(HOLDOUT))
 
 
+def test_the_holdout_shows_all_classes_where_the_files_lie_in_order():
+    data = torch.zeros(400, 1, 8, 8, dtype=torch.uint8)
+    labels, rows = torch.arange(400) // 100, torch.arange(400)
+    ordered = ImageDataset(data, labels, num_classes=4, train_indices=rows[:1], holdout_indices=rows)
+    assert ordered.holdout(100)[1].bincount().min() > 10
+
+
 def test_the_holdout_has_at_most_as_many_images_as_there_are():
     assert len(images().holdout(4)[0]) == 4
     assert len(images().holdout(1000)[0]) == HOLDOUT

@@ -136,6 +136,16 @@ def test_a_changed_image_is_decoded_into_another_cache(photos, read_folder, tmp_
     assert len(folders(tmp_path / "cache")) == 2
 
 
+def test_a_replaced_image_of_equal_size_and_time_is_another(photos, read_folder):
+    file = photos / "1" / "deep" / "3.png"
+    before = file.stat()
+    assert 60 in levels(read_folder(photos))
+    save(file, grey(61))
+    assert file.stat().st_size == before.st_size
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert 61 in levels(read_folder(photos))
+
+
 def test_a_moved_image_is_decoded_into_another_cache(photos, read_folder, tmp_path):
     read_folder(photos)
     (photos / "1" / "deep" / "3.png").rename(photos / "0" / "deep" / "3.png")

@@ -51,6 +51,12 @@ def test_dark_images_of_sixteen_bits_stay_dark():
     assert Decoding(4, 4, 1, "crop")(encoded(Image.fromarray(dark))).max() <= 1
 
 
+def test_a_transparent_value_of_sixteen_bits_is_put_over_white():
+    values = np.array([[0, 300], [40_000, 65_535]], dtype=np.uint16)
+    array = Decoding(2, 2, 1, "crop")(encoded(Image.fromarray(values), transparency=300))
+    assert array[0].tolist() == [[0, 255], [156, 255]]
+
+
 def test_the_rotation_in_exif_is_applied():
     image = Image.new("RGB", (4, 2), "black")
     image.paste((255, 255, 255), (0, 0, 1, 2))  # the left column
@@ -58,6 +64,7 @@ def test_the_rotation_in_exif_is_applied():
     exif[0x0112] = 6  # rotate by a quarter clockwise: left becomes top
     array = Decoding(4, 2, 3, "stretch")(encoded(image, exif=exif))
     assert array[0].tolist() == [[255, 255], [0, 0], [0, 0], [0, 0]]
+    assert decoding.size_of(encoded(image, exif=exif)) == (2, 4) and decoding.size_of(encoded(image)) == (4, 2)
 
 
 def test_crop_cuts_the_sides_off_and_stretch_keeps_them():

@@ -67,9 +67,9 @@ def test_count_limits_either_side():
     assert score(fake, real, count=20) == pytest.approx(fewer) != by_hand(fake, real, 5)
 
 
-@pytest.mark.parametrize("name", ["neighbours", "count"])
-def test_settings_below_1_are_refused(name):
-    with pytest.raises(SettingError, match=f"{name}=0: at least 1"):
+@pytest.mark.parametrize(("name", "least"), [("neighbours", 1), ("count", 2)])
+def test_too_small_settings_are_refused(name, least):
+    with pytest.raises(SettingError, match=f"{name}=0: at least {least}"):
         DensityCoverage(**{name: 0})
 
 

@@ -223,6 +223,7 @@ def test_pretrained_features_of_grey_images_and_of_sizes_that_are_not_square():
     network = EfficientNet(data, device=CPU, side=32)
     assert network.sides == (64, 32) and network(grey)["features"].shape == (2, 1280)
     torch.testing.assert_close(network(grey)["features"], network(grey.expand(-1, 3, -1, -1))["features"])
+    assert network.hash == EfficientNet(data, device=CPU, side=32).hash != EfficientNet(data, device=CPU, side=64).hash
     with pytest.raises(SettingError, match="metric/features=efficientnet: takes grey or RGB images, not 2 channels"):
         two = ImageDataset(images(2)[:, :2], train_indices=torch.arange(2), holdout_indices=torch.arange(0))
         EfficientNet(two, device=CPU)

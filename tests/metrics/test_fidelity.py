@@ -14,11 +14,12 @@ from PIL import Image
 
 from gancli.errors import SettingError
 from gancli.metrics.base import Samples
+from gancli.metrics.coverage import DensityCoverage
 from gancli.metrics.features import INCEPTION, Features, Random
 from gancli.metrics.fidelity import FID, KID, FIDPerClass, InceptionScore, PrecisionRecall, frechet_distance
 from gancli.randomness import seeded
 
-NOTHING = SimpleNamespace(shape=(3, 16, 16), num_classes=0)
+NOTHING = SimpleNamespace(mode_shares=None, shape=(3, 16, 16), num_classes=0)
 
 
 def points(count, *key, dims=4):
@@ -196,6 +197,8 @@ def test_the_inception_score_by_hand():
 def test_the_inception_score_needs_an_extractor_with_classes():
     assert not InceptionScore().suits(NOTHING, SimpleNamespace(names_classes=False))
     assert InceptionScore().suits(NOTHING, SimpleNamespace(names_classes=True))
+    stacked = SimpleNamespace(mode_shares=torch.full((1000,), 0.001))
+    assert not InceptionScore().suits(stacked, SimpleNamespace(names_classes=True)), "three digits are no class"
     assert not InceptionScore().suits(NOTHING, None)
 
 
@@ -262,9 +265,14 @@ def test_fid_per_class_needs_images_of_at_most_100_classes():
         (KID, "subsets"),
         (InceptionScore, "splits"),
         (PrecisionRecall, "neighbours"),
-        (PrecisionRecall, "count"),
     ],
 )
 def test_settings_below_1_are_refused(kind, name):
     with pytest.raises(SettingError, match=f"{name}=0: (at least|from) 1"):
         kind(**{name: 0})
+
+
+@pytest.mark.parametrize("kind", [PrecisionRecall, DensityCoverage])
+def test_a_single_sample_has_no_neighbour(kind):
+    with pytest.raises(SettingError, match="count=1: at least 2"):
+        kind(count=1)

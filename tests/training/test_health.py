@@ -104,6 +104,12 @@ def game(*, penalties=(), classes=0, packed=False, relativistic=False, augment=N
     )
 
 
+def test_packs_are_not_advised_where_features_are_pretrained():
+    trained = game()
+    trained.discriminator.pretrained_on = "ImageNet"
+    assert "pack" not in Remedies.for_game(trained).collapse
+
+
 def test_what_is_on_already_is_not_advised():
     plain = Remedies.for_game(game())
     assert plain.collapse == "penalty=[r1], loss=relativistic, pack=2 or lower learning rates"

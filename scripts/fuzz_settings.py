@@ -116,6 +116,9 @@ def compositions() -> Iterator[tuple[str, list[str]]]:
     yield "evaluate", ["run=points", *small]
     yield "evaluate", ["folders=[photos,photos]", "metric=[fid]", *small]
     yield "report", ["run=images"]
+    short = ["features=none", "limit=1", "starts=1", "steps=4"]
+    yield "project", ["run=images", "image=photos", *short, "overwrite=true", "device=cpu"]
+    yield "export", ["run=images", "formats=[]", "overwrite=true"]
     yield "theory", ["run=points"]
     yield "theory", ["seeds=1"]
 
@@ -236,7 +239,7 @@ class _Begun(Exception):
 def begin(case: Case) -> None:
     """Does what the command does with the settings, cut short."""
     from gancli import cli
-    from gancli.commands import doctor, evaluate, report, sample, theory, train
+    from gancli.commands import doctor, evaluate, export, project, report, sample, theory, train
     from gancli.overrides import setting
 
     settings = case.settings()
@@ -250,7 +253,8 @@ def begin(case: Case) -> None:
     elif case.command == "theory":
         theory.run(settings)
     else:
-        {"sample": sample.run, "evaluate": evaluate.run, "report": report.run}[case.command](settings)
+        commands = {"sample": sample, "evaluate": evaluate, "report": report, "project": project, "export": export}
+        commands[case.command].run(settings)
 
 
 def prepare(replace: Callable[[Any, str, Any], None] = setattr, *, runs: Sequence[str] = ("images", "points")) -> None:
@@ -333,7 +337,7 @@ def table(counts: Mapping[str, Counter[str]]) -> list[str]:
 def main() -> None:
     """Runs the cases, prints the table, and writes it into the page where every command was tried."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = ["train", "doctor", "sample", "evaluate", "report", "theory"]
+    commands = ["train", "doctor", "sample", "evaluate", "report", "project", "export", "theory"]
     parser.add_argument("commands", nargs="*", help=", ".join(commands))
     parser.add_argument("--accepted", type=Path, help="file for what was accepted")
     chosen = parser.parse_args()

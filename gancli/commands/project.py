@@ -18,7 +18,7 @@ from gancli.datasets.decoding import Decoding
 from gancli.datasets.files import find_images
 from gancli.device import Runtime
 from gancli.distributed.process_group import join_process_group
-from gancli.errors import UserError, printable, require_at_least
+from gancli.errors import UserError, printable, require_at_least, require_between, require_memory
 from gancli.files.atomic import atomic_write
 from gancli.files.user_paths import expand
 from gancli.inference import loading
@@ -54,6 +54,8 @@ def run(settings: dict[str, Any]) -> Path:
     """
     config.check(settings, SCHEMA)
     require_at_least(1, **{name: settings[name] for name in ("limit", "starts", "steps", "scale")})
+    require_between(1, 1_000, starts=settings["starts"])
+    require_between(1, 1_000_000, steps=settings["steps"])
     group = join_process_group()
     return Path(group.broadcast_from_main(lambda: str(_project(settings))))
 
@@ -66,6 +68,8 @@ def _project(settings: dict[str, Any]) -> Path:
         raise UserError(f"run={settings['run']}: makes points, not images, to which nothing can be compared")
     labels = chosen_classes(settings["labels"], generator.num_classes, loaded.class_names)
     names, targets = _read(source, generator.image_shape, limit=settings["limit"])
+    scale = settings["scale"] or image_grids.default_scale(*generator.image_shape[1:])
+    require_memory(2 * 3 * targets.numel() * scale**2, limit=settings["limit"], scale=scale)
     out = _destination(settings, loaded, path, source)
     runtime: Runtime = build(settings["device"], key="device")
     generator = runtime.place(generator)
@@ -81,7 +85,7 @@ def _project(settings: dict[str, Any]) -> Path:
         seed=settings["seed"],
         features=features,
     )
-    _write(out, targets, found, names, scale=settings["scale"])
+    _write(out, targets, found, names, scale=scale)
     for number, name in enumerate(names):
         label = "" if found.labels is None else f", class {int(found.labels[number])}"
         log.info("%s: error %.2f of 255%s", printable(name), float(found.errors[number]), label)
@@ -133,7 +137,7 @@ def _read(source: Path, shape: tuple[int, ...], *, limit: int) -> tuple[list[str
     return list(contents), torch.from_numpy(np.stack(arrays)).float() / 127.5 - 1
 
 
-def _write(out: Path, targets: Tensor, found: Projection, names: list[str], *, scale: int | None) -> None:
+def _write(out: Path, targets: Tensor, found: Projection, names: list[str], *, scale: int) -> None:
     """Writes the npz, then the picture: a row for each image, and beside it its sample and their difference."""
     arrays = {"z": found.z.numpy(), "errors": found.errors.numpy(), "images": image_grids.to_uint8(found.images)}
     arrays["labels"] = np.full(len(names), -1) if found.labels is None else found.labels.numpy()

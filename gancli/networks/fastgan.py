@@ -24,7 +24,9 @@ class FastGANGenerator(Generator):
     Each map is scaled, channel by channel, by a gate computed from the map of a sixteenth of its size (skip-layer
     excitation, section 3.1 of the paper); in images below 64 pixels the finest map by one from the coarsest.
 
-    The paper's noise for each pixel is left out: a sample depends on its z and label alone.
+    The gains of each stage's normalisation depend on the noise too (Chen et al., "On Self Modulation for GANs", ICLR
+    2019), so that samples differ at all scales. The paper's noise for each pixel is left out: a sample depends on its z
+    and label alone.
 
     channels: of the finest map, doubled at each coarser one up to `max_channels`.
     """
@@ -45,7 +47,7 @@ class FastGANGenerator(Generator):
         self.linear = nn.Linear(self.noise.features, 2 * widths[0] * height * width, bias=False)
         self.coarsest = (2 * widths[0], height, width)
         self.norm = make_norm("batch", 2 * widths[0])
-        self.stages = nn.ModuleList(_Stage(*pair) for pair in pairwise(widths))
+        self.stages = nn.ModuleList(_Stage(*pair, noise=self.noise.features) for pair in pairwise(widths))
         reach = min(_GATE_STAGES, count)
         self.gates = nn.ModuleDict(
             {
@@ -58,10 +60,11 @@ class FastGANGenerator(Generator):
         dcgan_(self)
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        x = GLU.apply(self.norm(self.linear(self.noise(z, labels)).unflatten(1, self.coarsest)))
+        noise = self.noise(z, labels)
+        x = GLU.apply(self.norm(self.linear(noise).unflatten(1, self.coarsest)))
         maps = [x]
         for index, stage in enumerate(self.stages, start=1):
-            x = stage(x)
+            x = stage(x, noise)
             if str(index) in self.gates:
                 x = x * self.gates[str(index)](maps[index - self.reach])
             maps.append(x)
@@ -73,15 +76,17 @@ class FastGANGenerator(Generator):
 
 
 class _Stage(nn.Module):
-    """Maps (B, before, H, W) to (B, after, 2 H, 2 W)."""
+    """Maps (B, before, H, W) and noise (B, noise) to (B, after, 2 H, 2 W)."""
 
-    def __init__(self, before: int, after: int) -> None:
+    def __init__(self, before: int, after: int, *, noise: int) -> None:
         super().__init__()
         self.upsample = UpsampledConv2d(before, 2 * after)
         self.norm = make_norm("batch", 2 * after)
+        self.gain = nn.Linear(noise, 2 * after)
 
-    def forward(self, x: Tensor) -> Tensor:
-        maps: Tensor = GLU.apply(self.norm(self.upsample(x)))
+    def forward(self, x: Tensor, noise: Tensor) -> Tensor:
+        gain = 1 + self.gain(noise)[:, :, None, None]
+        maps: Tensor = GLU.apply(self.norm(self.upsample(x)) * gain)
         return maps
 
 

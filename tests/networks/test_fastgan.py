@@ -41,3 +41,19 @@ def test_maps_are_gated_by_those_of_a_sixteenth_of_their_size(side: int, gated: 
         torch.nn.init.constant_(bias, -100.0)  # a gate of 0
         assert not torch.allclose(generator(z), images)
         bias.data.copy_(before)
+
+
+def test_the_noise_reaches_every_stage_by_its_gains() -> None:
+    torch.manual_seed(0)
+    generator = FastGANGenerator(latent_dim=4, image_shape=(3, 32, 32), channels=2, max_channels=4).eval()
+    for parameter in generator.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    gains = [stage.gain.weight for stage in generator.stages]
+    for weight in (generator.linear.weight, *gains):
+        torch.nn.init.zeros_(weight)  # so that noise changes nothing
+    z = torch.randn(2, 4)
+    assert torch.equal(*generator(z))
+    for weight in gains:
+        torch.nn.init.uniform_(weight)
+        assert not torch.equal(*generator(z))
+        torch.nn.init.zeros_(weight)

@@ -18,7 +18,7 @@ RESOLVER = "by_budget"
 _MANY = 10_000  # pictures that a data set of unknown size is taken to have
 _FEW_PASSES = 10  # through the data, in which a discriminator does not come to know its images
 _FEW_IMAGES = 100_000  # which leave no time for small steps
-_OFTEN = 100_000  # images between evaluations of a long run
+_EVALUATION_EVERY = (5_000, 100_000)  # images, at least and at most
 _IMAGES_PER_MINUTE = {False: 1_000, True: 60_000}  # roughly, of a CPU and of a GPU
 
 
@@ -67,8 +67,8 @@ def _generator_lr(budget: Budget) -> float:
 
 
 def _evaluation_every(budget: Budget) -> int:
-    thousands = min(budget.images / 4, _OFTEN) // 1_000
-    return max(1_000, 1_000 * int(thousands))
+    least, most = _EVALUATION_EVERY
+    return int(max(least, min(most, budget.images / 4)))
 
 
 _CHOICES: dict[str, Callable[[Budget], float | list[str]]] = {

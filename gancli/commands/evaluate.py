@@ -180,8 +180,11 @@ def _measure_run(
         _check_classes(folder, first[1], dataset)
     change = change_of_data(first[1], dataset)
     if change is not None:
-        log.warning("%s: some that are held out now may have been trained on, so memorisation is left out", change)
+        reason = f"{change}: some that are held out now may have been trained on"
         metrics = {name: node for name, node in settings["metric"].items() if name != "memorisation"}
+        if not metrics.keys() - {"features"}:
+            raise UserError(f"metric=[memorisation]: {reason}; data=… names another place where the old ones lie")
+        log.warning("%s%s", reason, "" if len(metrics) == len(settings["metric"]) else ", so memorisation is left out")
         settings = {**settings, "metric": metrics}
     suite = _suite(settings, dataset, runtime, features=features, labelled=labelled, discriminator=against)
     log.info("%s: %s", folder.path, _describe(suite))

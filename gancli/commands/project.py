@@ -53,7 +53,7 @@ def run(settings: dict[str, Any]) -> Path:
     Of several processes, the main one does it all.
     """
     config.check(settings, SCHEMA)
-    require_at_least(1, **{name: settings[name] for name in ("limit", "starts", "steps", "scale")})
+    require_at_least(1, limit=settings["limit"], scale=settings["scale"])
     require_between(1, 1_000, starts=settings["starts"])
     require_between(1, 1_000_000, steps=settings["steps"])
     group = join_process_group()
@@ -69,7 +69,8 @@ def _project(settings: dict[str, Any]) -> Path:
     labels = chosen_classes(settings["labels"], generator.num_classes, loaded.class_names)
     names, targets = _read(source, generator.image_shape, limit=settings["limit"])
     scale = settings["scale"] or image_grids.default_scale(*generator.image_shape[1:])
-    require_memory(2 * 3 * targets.numel() * scale**2, limit=settings["limit"], scale=scale)
+    picture = 3 * targets.numel() * scale**2  # bytes: image, sample and difference
+    require_memory(2 * picture, limit=settings["limit"], scale=scale)
     out = _destination(settings, loaded, path, source)
     runtime: Runtime = build(settings["device"], key="device")
     generator = runtime.place(generator)

@@ -69,7 +69,7 @@ class Dataset(ABC):
 
     @abstractmethod
     def holdout(self, count: int) -> Batch:
-        """Returns the first `count` samples (fewer where there are fewer) that are never trained on, as `batch`."""
+        """Returns at most `count` samples, always the same, that are never trained on, as `batch`."""
 
     @abstractmethod
     def size(self, split: Split) -> int:

@@ -138,7 +138,7 @@ def _size_and_times(path: Path) -> list[int]:
         stat = path.stat()
     except OSError:  # a dangling link, which cannot be read either
         return [0, 0, 0]
-    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]  # the last changes also where the others are set back
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]  # ctime changes even where mtime is set back
 
 
 def _is_complete(folder: Path, decoding: Decoding) -> bool:

@@ -121,8 +121,9 @@ class Decoding:
 def size_of(content: bytes) -> tuple[int, int]:
     """Returns the (width, height) of an image file, upright, from its first bytes. Raises what Pillow raises."""
     with _opened(content) as file:
-        sideways = _turn(file) in _SIDEWAYS
-        return (file.height, file.width) if sideways else (file.width, file.height)
+        # Pillow has the upright size of a TIFF already. PNG's own getexif would decode the whole image.
+        exif = None if file.format == "TIFF" else Image.Image.getexif(file)
+        return (file.height, file.width) if _turn(exif) in _SIDEWAYS else (file.width, file.height)
 
 
 def begins_like_an_image(content: bytes) -> bool:
@@ -150,16 +151,16 @@ def _has_several(file: Image.Image) -> bool:
 
 def _upright(image: Image.Image) -> Image.Image:
     """Returns the image turned as its EXIF says."""
-    turn = _turn(image)
+    try:
+        turn = _turn(image.getexif())
+    except Exception:  # Pillow raises all sorts for odd tags
+        turn = None
     return image if turn is None else image.transpose(turn)
 
 
-def _turn(image: Image.Image) -> Image.Transpose | None:
-    """Returns what makes the image upright. No other tag of its EXIF is looked at, so an odd one costs nothing."""
-    try:
-        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # Pillow raises all sorts for odd tags
-        return None
+def _turn(exif: Image.Exif | None) -> Image.Transpose | None:
+    """Returns what makes an image upright. No other tag is looked at, so an odd one costs nothing."""
+    return None if exif is None else _TURNS.get(exif.get(ExifTags.Base.Orientation, 1))
 
 
 def _opaque_8_bit(image: Image.Image, file: Image.Image, white: float | None, remarks: list[str]) -> Image.Image:
@@ -167,7 +168,7 @@ def _opaque_8_bit(image: Image.Image, file: Image.Image, white: float | None, re
     if image.mode.startswith("I") or image.mode == "F":
         values, transparent = np.asarray(image), image.info.get("transparency")
         eight_bits = _to_8_bits(values, getattr(file, "tag_v2", None), white, remarks)
-        if isinstance(transparent, int):  # of a PNG: the value that is not there
+        if isinstance(transparent, int):  # of a PNG: the value that marks transparent pixels
             eight_bits = np.where(values == transparent, np.uint8(255), eight_bits)
         return Image.fromarray(eight_bits)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:

@@ -29,7 +29,7 @@ _BATCH_SIZE = 250
 
 
 class Features(ABC):
-    """A feature extractor. name: of the extractor. hash: of all that its features depend on. resize: of images.
+    """A feature extractor. hash: of all that its features depend on. resize: how it changes the size of images.
 
     accuracy: on held-out images, of a classifier of this data set's own classes; None for other extractors.
     names_classes: whether it returns class logits. pretrained_on: the data set that its weights are from, if it is not

@@ -42,7 +42,7 @@ class Generator(nn.Module, ABC):
         """
 
     def first_weight(self) -> Tensor | None:
-        """Returns the weight (features, latent_dim) of the linear map that the noise goes through first, if any.
+        """Returns the weight (features, latent_dim) of the linear maps that the noise goes through first, if any.
 
         The directions in which samples change most are computed from it (see `inference.directions`).
         """

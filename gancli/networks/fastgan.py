@@ -24,7 +24,7 @@ class FastGANGenerator(Generator):
     Each map is scaled, channel by channel, by a gate computed from the map of a sixteenth of its size (skip-layer
     excitation, section 3.1 of the paper); in images below 64 pixels the finest map by one from the coarsest.
 
-    The gains of each stage's normalisation depend on the noise too (Chen et al., "On Self Modulation for GANs", ICLR
+    The noise also scales the normalised maps of each stage (as in Chen et al., "On Self Modulation for GANs", ICLR
     2019), so that samples differ at all scales. The paper's noise for each pixel is left out: a sample depends on its z
     and label alone.
 
@@ -47,7 +47,7 @@ class FastGANGenerator(Generator):
         self.linear = nn.Linear(self.noise.features, 2 * widths[0] * height * width, bias=False)
         self.coarsest = (2 * widths[0], height, width)
         self.norm = make_norm("batch", 2 * widths[0])
-        self.stages = nn.ModuleList(_Stage(*pair, noise=self.noise.features) for pair in pairwise(widths))
+        self.stages = nn.ModuleList(_Stage(*pair, self.noise.features) for pair in pairwise(widths))
         reach = min(_GATE_STAGES, count)
         self.gates = nn.ModuleDict(
             {
@@ -72,17 +72,18 @@ class FastGANGenerator(Generator):
         return images
 
     def first_weight(self) -> Tensor:
-        return self.linear.weight[:, : self.latent_dim]
+        gains = [stage.get_parameter("gain.weight") for stage in self.stages]
+        return torch.cat([self.linear.weight, *gains])[:, : self.latent_dim]
 
 
 class _Stage(nn.Module):
-    """Maps (B, before, H, W) and noise (B, noise) to (B, after, 2 H, 2 W)."""
+    """Maps (B, before, H, W) and noise (B, features) to (B, after, 2 H, 2 W)."""
 
-    def __init__(self, before: int, after: int, *, noise: int) -> None:
+    def __init__(self, before: int, after: int, features: int) -> None:
         super().__init__()
         self.upsample = UpsampledConv2d(before, 2 * after)
         self.norm = make_norm("batch", 2 * after)
-        self.gain = nn.Linear(noise, 2 * after)
+        self.gain = nn.Linear(features, 2 * after)
 
     def forward(self, x: Tensor, noise: Tensor) -> Tensor:
         gain = 1 + self.gain(noise)[:, :, None, None]

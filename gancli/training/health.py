@@ -51,8 +51,8 @@ class Remedies:
             collapse.insert(1, "penalty=[r1,r2]")
         if not game.loss.relativistic:
             collapse.insert(-1, "loss=relativistic")
-        alone = game.generator.num_classes or isinstance(game.discriminator, Packed) or game.discriminator.pretrained_on
-        if not alone:  # what packs cannot be combined with
+        discriminator = game.discriminator
+        if not (game.generator.num_classes or isinstance(discriminator, Packed) or discriminator.pretrained_on):
             collapse.insert(-1, "pack=2")
         return cls(
             collapse=_either(*collapse),

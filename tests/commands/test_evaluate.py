@@ -256,6 +256,8 @@ def test_other_images_than_were_trained_on_leave_memorisation_out(cli, tmp_path)
     other = cli("evaluate", "run=run", *FEW, "metric=[fid,memorisation]")
     assert other.status == 0 and "closer_than_holdout" not in other.out
     assert "the data set had 27 samples, and has 28 now" in other.err and "memorisation is left out" in other.err
+    refused = cli("evaluate", "run=run", *FEW, "metric=[memorisation]")
+    assert refused.status == 2 and "error: metric=[memorisation]: the data set had 27 samples" in refused.err
 
 
 def test_other_classes_than_were_trained_on_are_refused(cli, tmp_path):

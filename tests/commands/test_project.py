@@ -84,7 +84,7 @@ def test_features_count_where_they_are_given():
         (["image=text.png"], "text.png cannot be read as an image: not an image that is known"),
         (["image=a.png", "out=a.png", "overwrite=true"], "out=a.png: is the image"),
         (["image=b", "out=b/c.png"], "out=b/c.png: is the image, or lies in the folder of the images"),
-        (["image=a.png", "steps=0"], "steps=0: at least 1"),
+        (["image=a.png", "steps=0"], "steps=0: from 1 to 1,000,000"),
         (["image=a.png", "labels=3"], "trained without labels"),
         (["image=a.png", "out=a.jpg"], "ends in .png"),
         (["image=a.png", "out=there.png"], "exists already"),

@@ -64,7 +64,10 @@ def test_the_rotation_in_exif_is_applied():
     exif[0x0112] = 6  # rotate by a quarter clockwise: left becomes top
     array = Decoding(4, 2, 3, "stretch")(encoded(image, exif=exif))
     assert array[0].tolist() == [[255, 255], [0, 0], [0, 0], [0, 0]]
-    assert decoding.size_of(encoded(image, exif=exif)) == (2, 4) and decoding.size_of(encoded(image)) == (4, 2)
+    for kind in ("png", "jpeg", "tiff", "webp"):
+        assert decoding.size_of(encoded(image, kind, exif=exif)) == (2, 4) and decoding.size_of(
+            encoded(image, kind)
+        ) == (4, 2)
 
 
 def test_crop_cuts_the_sides_off_and_stretch_keeps_them():

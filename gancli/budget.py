@@ -18,7 +18,7 @@ RESOLVER = "by_budget"
 _MANY = 10_000  # pictures that a data set of unknown size is taken to have
 _FEW_PASSES = 10  # through the data, in which a discriminator does not come to know its images
 _FEW_IMAGES = 100_000  # which leave no time for small steps
-_EVALUATION_EVERY = (5_000, 100_000)  # images, at least and at most
+_EVALUATION_EVERY = (15_000, 100_000)  # images, at least and at most; it takes minutes of a short run on a CPU
 _IMAGES_PER_MINUTE = {False: 1_000, True: 60_000}  # roughly, of a CPU and of a GPU
 
 

@@ -88,7 +88,7 @@ def test_runs_are_evaluated_about_four_times():
     def every(*words):
         return config.compose("train", [*PHOTOS, "device=cpu", *words])["evaluation"]["every"]
 
-    assert every("train.minutes=60") == 15_000 and every("train.minutes=10") == 5_000, "it takes time from the training"
+    assert every("train.minutes=120") == 30_000 and every("train.minutes=10") == 15_000, "it takes time from training"
     assert every("train.minutes=null") == every("train.minutes=600") == 100_000
     assert every("train.minutes=20", "evaluation.every=null") is None
 
@@ -114,7 +114,7 @@ def test_what_was_chosen_is_said_with_the_reason(cli):
     assert said.endswith(
         "by 3 minutes of a CPU and 10,000 pictures (a guess): dataset.resolution=32, "
         "network.generator.channels=16, augment.kinds=[translation], optimizer.generator.lr.start=0.004, "
-        "optimizer.discriminator.lr.start=0.002, train.batch_size=16, evaluation.every=5000"
+        "optimizer.discriminator.lr.start=0.002, train.batch_size=16, evaluation.every=15000"
     )
     own = [
         "optimizer.generator.lr=1e-3",

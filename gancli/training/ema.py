@@ -16,7 +16,7 @@ from gancli.networks.base import Generator, share_batches
 from gancli.schedules import Schedule, at
 
 _BATCH_SIZE = 256
-_LEAST = 16  # samples, or what differs between them would be missed
+_SMALLEST_BATCH = 16  # of fewer samples a batch has too little of the variance between samples
 
 
 class EMA:
@@ -106,7 +106,7 @@ def measure_batch_statistics(network: Generator, noise: Tensor, labels: Tensor |
         layer.reset_running_stats()
         layer.momentum = None  # the mean over all batches
         layer.train()
-    size = max(_LEAST, network.at_once(_BATCH_SIZE))
+    size = max(_SMALLEST_BATCH, network.at_once(_BATCH_SIZE))
     for start in range(0, len(noise), size):
         rows = slice(start, start + size)
         network(noise[rows], None if labels is None else labels[rows])
